@@ -1,0 +1,91 @@
+"""What PEFT trains, lora-hub ships: version, verify, attach and merge LoRA adapters.
+
+    import lora_hub
+
+    adapter = lora_hub.apply_adapter(model, "org/task@1.2.0")
+    adapter.remove()                                             # the base again, bit for bit
+
+Names are resolved on first use (PEP 562): `import lora_hub` loads neither torch nor a network library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_hub import errors
+    from lora_hub.api import apply_adapter, pull, push
+    from lora_hub.architecture import Architecture, Projection
+    from lora_hub.documents.verified_adapter import VerifiedAdapter
+    from lora_hub.hookspecs import hookimpl
+    from lora_hub.patch.applied_adapter import AppliedAdapter
+    from lora_hub.patch.choice import use
+    from lora_hub.patch.model_patch import adapters, adapters_in_state_dict
+    from lora_hub.patch.save import save_adapter
+    from lora_hub.patch.train import add_adapter
+    from lora_hub.trainer import AdapterTrainerMixin
+    from lora_hub.reference import AdapterRef
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdapterRef": "lora_hub.reference",
+    "AdapterTrainerMixin": "lora_hub.trainer",
+    "AppliedAdapter": "lora_hub.patch.applied_adapter",
+    "Architecture": "lora_hub.architecture",
+    "Projection": "lora_hub.architecture",
+    "VerifiedAdapter": "lora_hub.documents.verified_adapter",
+    "adapters": "lora_hub.patch.model_patch",
+    "adapters_in_state_dict": "lora_hub.patch.model_patch",
+    "add_adapter": "lora_hub.patch.train",
+    "apply_adapter": "lora_hub.api",
+    "hookimpl": "lora_hub.hookspecs",
+    "pull": "lora_hub.api",
+    "push": "lora_hub.api",
+    "save_adapter": "lora_hub.patch.save",
+    "use": "lora_hub.patch.choice",
+}
+
+__all__ = [
+    "AdapterRef",
+    "AdapterTrainerMixin",
+    "AppliedAdapter",
+    "Architecture",
+    "Projection",
+    "VerifiedAdapter",
+    "__version__",
+    "adapters",
+    "adapters_in_state_dict",
+    "add_adapter",
+    "apply_adapter",
+    "errors",
+    "hookimpl",
+    "pull",
+    "push",
+    "save_adapter",
+    "use",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return import_module("lora_hub.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module `lora_hub` has no attribute `{name}`")
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from lora_hub.errors import MissingExtraError
+
+        if error.name not in {"torch", "transformers", "safetensors"}:
+            raise
+        raise MissingExtraError(
+            f"`lora_hub.{name}` needs the package `{error.name}`", hint="pip install 'lora-hub[torch]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,72 @@
+"""An adapter as a directory of files: how it is read from disk, and how it is written there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_hub.documents.adapter_config import MAX_CONFIG
+from lora_hub.documents.fields import Bytes
+from lora_hub.documents.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MAX_FILE,
+    MAX_MANIFEST,
+    PAYLOAD_NAMES,
+    WEIGHTS_NAME,
+    Manifest,
+)
+from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
+from lora_hub.errors import NotFoundError
+from lora_hub.files import machine_errors, read_file, write_file
+
+_LIMITS = {MANIFEST_NAME: MAX_MANIFEST, CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
+
+
+def read_files(directory: Path) -> dict[str, Bytes]:
+    """Return the files of the adapter in *directory*, each read once; the manifest may be missing.
+
+    Raises:
+        NotFoundError: There is no such directory, or a payload file is missing in it.
+    """
+    if not directory.is_dir():
+        raise NotFoundError(
+            f"there is no directory `{directory}`", hint="check the path; a reference has no leading `.`"
+        )
+    files: dict[str, Bytes] = {}
+    for name in (MANIFEST_NAME, *PAYLOAD_NAMES):
+        try:
+            files[name] = read_file(directory / name, limit=_LIMITS[name])
+        except NotFoundError as error:
+            if name != MANIFEST_NAME:
+                raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
+    return files
+
+
+def _hint(directory: Path) -> str:
+    if (directory / "adapter_model.bin").exists():
+        return "pickles are never read: load the adapter in PEFT and save it again as safetensors"
+    return "name a directory that `save_adapter` or PEFT's `save_pretrained` wrote"
+
+
+def read_adapter(directory: Path) -> VerifiedAdapter:
+    """Return the adapter in *directory*, its bytes checked against the manifest that lies beside them, if one does."""
+    return verify(read_files(directory), source=str(directory))
+
+
+def read_manifest(directory: Path) -> tuple[bytes, Manifest]:
+    """Return the manifest in *directory*, as bytes and parsed."""
+    content = bytes(read_file(directory / MANIFEST_NAME, limit=MAX_MANIFEST))
+    return content, Manifest.parse(content)
+
+
+def write_adapter(directory: Path, files: Mapping[str, Bytes]) -> None:
+    """Write *files* into *directory*, the manifest last: whatever happens, old and new files never pass as one adapter.
+
+    Raises:
+        MachineError: Disk full, no permission, or a file stands where the directory should be.
+    """
+    with machine_errors():
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: (name == MANIFEST_NAME, name)):
+            write_file(directory / name, files[name])

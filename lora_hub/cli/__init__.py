@@ -1,0 +1,79 @@
+"""The command line: the group of commands and the one boundary at which errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lora_hub import __version__
+from lora_hub.cli import cache, demo, plugins, schema, transfer
+from lora_hub.errors import LoraHubError, UsageError, machine_error
+
+INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 a bug of ours, 2 usage, 3 not found, 4 registry, 5 not trusted, 6 bytes do not match, "
+    "7 refused by policy or lock, 8 malformed, 9 does not fit the base, 10 the version exists with other content, "
+    "11 this machine, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="lora-hub")
+def cli() -> None:
+    """Version, verify and ship LoRA adapters. What PEFT trains, lora-hub ships."""
+
+
+for command in (*transfer.COMMANDS, cache.cache, plugins.plugins, schema.schema, demo.demo):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(words))
+
+
+def run(words: list[str]) -> int:
+    """Run the command that *words* spell and return its exit code; a bug of ours keeps its traceback."""
+    try:
+        cli.main(words, prog_name="lora-hub", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        _say(_from_click(error), words)
+        return UsageError.exit_code
+    except LoraHubError as error:
+        _say(error, words)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; let the interpreter not complain about it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        _say(machine_error(error), words)
+        return machine_error(error).exit_code
+    return 0
+
+
+def _from_click(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "lora-hub"
+    return UsageError(error.format_message(), hint=f"run `{path} --help`")
+
+
+def _say(error: LoraHubError, words: list[str]) -> None:
+    """Print *error* to stderr: for people, or as JSON if the command was asked for JSON."""
+    if "--json" in words:
+        document = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
+        click.echo(json.dumps(document), err=True)
+        return
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)

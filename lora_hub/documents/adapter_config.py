@@ -1,0 +1,222 @@
+"""PEFT's ``adapter_config.json``: every key is implemented, known to be inert, or refused by name.
+
+The keys and their defaults are those of PEFT 0.21 (peft/tuners/lora/config.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from lora_hub.documents.fields import Fields, canonical_json, parse_json_object, printable
+from lora_hub.documents.manifest import CONFIG_NAME, MAX_RANK
+from lora_hub.documents.module_names import ModulePattern, is_named
+from lora_hub.errors import DocumentError, MalformedError
+
+MAX_CONFIG = 4 * 1024 * 1024  # bytes; a list of full module paths of a large model has some 100 kB
+
+# Keys that we implement; `_parse` reads each of them.
+IMPLEMENTED = frozenset(
+    {
+        "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern",
+        "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+        "lora_dropout",
+    }
+)  # fmt: skip
+
+# Keys that change nothing at inference, whatever their value.
+INERT = frozenset(
+    {
+        "auto_mapping", "inference_mode", "peft_version", "runtime_config", "megatron_core", "qalora_group_size",
+        # PEFT overrides it from the class of the module; the shapes of A and B never depend on it.
+        "fan_in_fan_out",
+        # Parameters of an initialisation; `init_lora_weights` decides whether it changed the base.
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        # <= 0.2.0: whether train(False) merges.
+        "merge_weights",
+    }
+)  # fmt: skip
+
+# Keys that change the mathematics or the tensors: accepted at this value only.
+REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+    "lora_bias": (False,),
+    "ensure_weight_tying": (False,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "use_bdlora": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "megatron_config": (None,),
+    "enable_lora": (None,),
+    # The others (pissa, olora, corda, loftq, lora_ga) change the base: A and B alone are not the delta.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
+}
+
+T = TypeVar("T")
+
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+# PEFT adds both to every sequence or token classifier; a model has one of them at most.
+AUTOMATIC_HEADS = frozenset({"classifier", "score"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """The part of PEFT's ``LoraConfig`` that says which modules are adapted, and with which rank and scaling."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    lora_dropout: float = 0.0
+    rank_pattern: tuple[tuple[ModulePattern, int], ...] = ()
+    alpha_pattern: tuple[tuple[ModulePattern, float], ...] = ()
+    target_modules: tuple[str, ...] | str | None = None
+    exclude_modules: tuple[str, ...] | str | None = None
+    selects_layers: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    accepted_unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Return the config that *content* spells.
+
+        Raises:
+            DocumentError: Not JSON, or a value of the wrong type; its path is in ``.context``.
+            MalformedError: A key changes the mathematics in a way that is not implemented, or is unknown and not empty.
+        """
+        document = parse_json_object(content, what=f"`{CONFIG_NAME}`", limit=MAX_CONFIG)
+        fields = Fields(document)
+        if document.get("peft_type") != "LORA":
+            fields.fail("peft_type", '"LORA"')
+        _refuse_foreign_mathematics(document)
+        return cls(
+            r=fields.integer("r", low=1, high=MAX_RANK) if fields.has("r") else 8,
+            lora_alpha=_alpha(fields, "lora_alpha") if fields.has("lora_alpha") else 8,
+            use_rslora=fields.read("use_rslora", bool, "true or false") if fields.has("use_rslora") else False,
+            lora_dropout=_dropout(fields) if fields.has("lora_dropout") else 0.0,
+            rank_pattern=_pattern(fields, "rank_pattern", lambda f, key: f.integer(key, low=1, high=MAX_RANK)),
+            alpha_pattern=_pattern(fields, "alpha_pattern", _alpha),
+            target_modules=_names(fields, "target_modules"),
+            exclude_modules=_names(fields, "exclude_modules"),
+            selects_layers=any(document.get(key) not in _EMPTY for key in ("layers_to_transform", "layers_pattern")),
+            modules_to_save=fields.texts("modules_to_save") if fields.has("modules_to_save") else (),
+            task_type=fields.optional_text("task_type"),
+            base_model_name_or_path=fields.optional_text("base_model_name_or_path"),
+            revision=fields.optional_text("revision"),
+            accepted_unknown=tuple(sorted(document.keys() - IMPLEMENTED - INERT - REQUIRED.keys())),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of ``adapter_config.json`` as PEFT reads them; same config, same bytes.
+
+        Only keys that PEFT 0.14 knows already, and none of our own.
+        """
+        return canonical_json(
+            {
+                "peft_type": "LORA",
+                "task_type": self.task_type,
+                "base_model_name_or_path": self.base_model_name_or_path,
+                "revision": self.revision,
+                "inference_mode": True,
+                "r": self.r,
+                "lora_alpha": self.lora_alpha,
+                "use_rslora": self.use_rslora,
+                "use_dora": False,
+                "lora_bias": False,
+                "lora_dropout": self.lora_dropout,
+                "bias": "none",
+                "fan_in_fan_out": False,
+                "init_lora_weights": True,
+                "rank_pattern": {pattern.key: r for pattern, r in self.rank_pattern},
+                "alpha_pattern": {pattern.key: alpha for pattern, alpha in self.alpha_pattern},
+                "target_modules": _sorted(self.target_modules),
+                "exclude_modules": _sorted(self.exclude_modules),
+                "modules_to_save": sorted(self.modules_to_save) or None,
+            }
+        )
+
+    def rank_of(self, path: str) -> int:
+        """Return r of the module at *path*."""
+        return _first_match(self.rank_pattern, path, self.r)
+
+    def alpha_of(self, path: str) -> float:
+        """Return alpha of the module at *path*."""
+        return _first_match(self.alpha_pattern, path, self.lora_alpha)
+
+    def targets(self, paths: Iterable[str]) -> frozenset[str] | None:
+        """Return which of *paths* the config targets, or None where only the tensors can tell.
+
+        A string is a regular expression (or ``all-linear``), and ``layers_to_transform`` is a rule on top of the list.
+        """
+        if isinstance(self.target_modules, str | None) or isinstance(self.exclude_modules, str) or self.selects_layers:
+            return None
+        targeted = frozenset(self.target_modules)
+        excluded = frozenset((self.exclude_modules or ()) + self.modules_to_save)
+        return frozenset(path for path in paths if is_named(path, targeted) and not is_named(path, excluded))
+
+
+def scaling(r: int, alpha: float, *, use_rslora: bool) -> float:
+    """Return alpha/r, or alpha/√r with rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732, section 3)."""
+    return alpha / math.sqrt(r) if use_rslora else alpha / r
+
+
+def _first_match(patterns: tuple[tuple[ModulePattern, T], ...], path: str, default: T) -> T:
+    return next((value for pattern, value in patterns if pattern.matches(path)), default)
+
+
+def _sorted(names: tuple[str, ...] | str | None) -> list[str] | str | None:
+    return sorted(names) if isinstance(names, tuple) else names
+
+
+def _alpha(fields: Fields, key: str) -> float:
+    return fields.number(key, "a number", lambda _: True)
+
+
+def _dropout(fields: Fields) -> float:
+    return fields.number("lora_dropout", "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _pattern(fields: Fields, key: str, read: Any) -> tuple[tuple[ModulePattern, Any], ...]:  # noqa: ANN401
+    if not fields.has(key):
+        return ()
+    inner = fields.object(key)
+    return tuple((ModulePattern.parse(name, where=key), read(inner, name)) for name in inner.values)
+
+
+def _names(fields: Fields, key: str) -> tuple[str, ...] | str | None:
+    if not fields.has(key):
+        return None
+    return fields.text(key) if isinstance(fields.values[key], str) else fields.texts(key)
+
+
+def _refuse_foreign_mathematics(document: Mapping[str, Any]) -> None:
+    for key, accepted in REQUIRED.items():
+        if key in document and not _is_one_of(document[key], accepted):
+            raise MalformedError(
+                f"`{CONFIG_NAME}` sets {printable(key)} to {printable(document[key])}, which lora-hub does not implement; "
+                f"accepted: {', '.join(printable(value) for value in accepted)}",
+                hint="convert the adapter to plain LoRA, for example with `peft.convert_to_lora`",
+            )
+    for key in sorted(document.keys() - IMPLEMENTED - INERT - REQUIRED.keys()):
+        if not _is_one_of(document[key], _EMPTY):
+            raise DocumentError(
+                f"unknown key with the value {printable(document[key])}: it might change the mathematics",
+                context=printable(key).strip('`"'),
+                hint="remove the key if it has no effect, or upgrade lora-hub",
+            )
+
+
+def _is_one_of(value: object, accepted: tuple[Any, ...]) -> bool:
+    """Whether *value* is accepted, where 0 is not False and 1 is not True."""
+    return any(type(value) is type(candidate) and value == candidate for candidate in accepted)

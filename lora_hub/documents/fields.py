@@ -1,0 +1,158 @@
+"""Strict reading of JSON from outside, and JSON bytes that depend on nothing but their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from lora_hub.errors import DocumentError
+
+T = TypeVar("T")
+Bytes = bytes | bytearray  # what was read from outside, or is to be written
+
+MAX_DEPTH = 16  # nested objects and arrays; the deepest document we write has 6
+
+
+def sha256(content: Bytes) -> str:
+    """Return the SHA-256 of *content* as 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """Return *document* as UTF-8 JSON: sorted keys, indent 2, one final newline. Same content, same bytes."""
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def parse_json_object(content: bytes, *, what: str, limit: int) -> dict[str, Any]:
+    """Return the JSON object that *content* holds.
+
+    Args:
+        content: UTF-8 JSON, at most *limit* bytes.
+        what: What to call the document in an error.
+        limit: Bytes.
+
+    Raises:
+        DocumentError: Too large, not UTF-8, not JSON, a duplicate key, NaN, nested deeper than `MAX_DEPTH`, no object.
+    """
+    if len(content) > limit:
+        raise DocumentError(f"{what} has {len(content)} bytes, at most {limit} are read")
+    try:
+        document = json.loads(
+            content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
+        raise DocumentError(f"{what} is not valid JSON: {error}", hint="write it again with `save_adapter`") from error
+    if not isinstance(document, dict):
+        raise DocumentError(f"{what} must be a JSON object, found {_kind(document)}")
+    _check_depth(document, what)
+    return document
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {printable(twice)} stands twice in one object")
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def _check_depth(document: object, what: str) -> None:
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(item: object) -> Iterator[object]:
+    if isinstance(item, dict):
+        yield from item.values()
+    elif isinstance(item, list):
+        yield from item
+
+
+def printable(value: object, *, limit: int = 120) -> str:
+    """Return *value* from an untrusted document so that a terminal can show it: escaped, in backticks, shortened."""
+    text = json.dumps(value, ensure_ascii=True)[: limit + 1]
+    return f"`{text[:limit]}…`" if len(text) > limit else f"`{text}`"
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One JSON object under reading; *context* is where it stands, such as ``files[1]``."""
+
+    values: Mapping[str, Any]
+    context: str = ""
+
+    def path(self, key: str) -> str:
+        """Return where *key* stands in the document."""
+        return f"{self.context}.{key}" if self.context else key
+
+    def fail(self, key: str, expected: str) -> NoReturn:
+        """Raise a `DocumentError` that says what was expected at *key* and what was found."""
+        found = printable(self.values[key]) if key in self.values else "nothing"
+        raise DocumentError(f"expected {expected}, found {found}", context=self.path(key))
+
+    def has(self, key: str) -> bool:
+        """Whether *key* is there and not null."""
+        return self.values.get(key) is not None
+
+    def read(self, key: str, kind: type[T], expected: str, check: Callable[[T], object] | None = None) -> T:
+        """Return the value at *key*, which must be of type *kind* and pass *check*."""
+        value = self.values.get(key)
+        is_right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        if not is_right or (check is not None and not check(value)):  # type: ignore[arg-type]
+            self.fail(key, expected)
+        return value  # type: ignore[return-value]
+
+    def text(self, key: str, expected: str = "a string", check: Callable[[str], object] | None = None) -> str:
+        """Return the string at *key*."""
+        return self.read(key, str, expected, check)
+
+    def optional_text(self, key: str) -> str | None:
+        """Return the string at *key*, or None if the key is missing or null."""
+        return self.text(key) if self.has(key) else None
+
+    def integer(self, key: str, *, low: int, high: int) -> int:
+        """Return the integer at *key*, between *low* and *high*, both included."""
+        return self.read(key, int, f"an integer from {low} to {high}", lambda value: low <= value <= high)
+
+    def number(self, key: str, expected: str, check: Callable[[float], object]) -> float:
+        """Return the number at *key*; an integer stays an integer, so that it prints as it was."""
+        return self.read(key, int | float, expected, check)  # type: ignore[arg-type]
+
+    def objects(self, key: str) -> list[Fields]:
+        """Return the objects of the array at *key*."""
+        items = self.read(key, list, "an array of objects", lambda value: all(isinstance(i, dict) for i in value))
+        return [Fields(item, f"{self.path(key)}[{position}]") for position, item in enumerate(items)]
+
+    def object(self, key: str) -> Fields:
+        """Return the object at *key*."""
+        return Fields(self.read(key, dict, "an object"), self.path(key))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return the strings of the array at *key*."""
+        return tuple(self.read(key, list, "an array of strings", lambda value: all(isinstance(i, str) for i in value)))

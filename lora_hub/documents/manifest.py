@@ -1,0 +1,276 @@
+"""The manifest ``lora-hub.json``: what one version of an adapter is. Its SHA-256 is the version's identity."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lora_hub.documents.fields import Bytes, Fields, canonical_json, parse_json_object, sha256
+from lora_hub.errors import InvalidReferenceError, UnsupportedSchemaError
+from lora_hub.reference import AdapterRef
+from lora_hub.version import Version
+
+SCHEMA = "lora-hub/manifest/v1"
+MANIFEST_NAME = "lora-hub.json"
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PAYLOAD_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
+
+MAX_MANIFEST = 256 * 1024  # bytes
+MAX_FILE = 64 * 1024**3  # bytes
+MAX_RANK = 65_536
+MAX_FEATURES = 2**31
+
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of the version: its name, its size in bytes, its SHA-256 in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: Bytes) -> Self:
+        """Return the entry that describes *content*."""
+        return cls(name=name, size=len(content), sha256=sha256(content))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """The base model that the adapter was trained on, as far as it is known."""
+
+    repo: str | None = None
+    revision: str | None = None
+    model_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The part of a fused projection that one pair of A and B adapts.
+
+    ``rows`` are half-open runs along the output axis of the layer: B of this part is ``[sum of runs, r]``.
+    """
+
+    part: str
+    r: int
+    alpha: float
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def out_features(self) -> int:
+        """How many outputs of the layer the part covers."""
+        return sum(stop - start for start, stop in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceGroup:
+    """Modules that are sliced alike; their PEFT tensors hold the parts' A and B stacked in this order."""
+
+    modules: tuple[str, ...]
+    parts: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSummary:
+    """What the adapter adds: rank, alpha, targets as their author named them, and how many numbers that is."""
+
+    r: int
+    alpha: float
+    targets: tuple[str, ...]
+    dtype: str
+    parameters: int
+    slices: tuple[SliceGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A draft has neither name, version nor time of creation: `push` adds them to a copy."""
+
+    lora: LoraSummary
+    files: tuple[FileEntry, ...]
+    base: BaseModel = BaseModel()
+    name: str | None = None
+    version: str | None = None
+    created: str | None = None
+    license: str | None = None
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether this manifest was not published yet."""
+        return self.name is None
+
+    @property
+    def reference(self) -> AdapterRef | None:
+        """``org/task@1.2.0``, or None for a draft."""
+        return AdapterRef.parse(f"{self.name}@{self.version}") if self.name else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(entry.size for entry in self.files)
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of ``lora-hub.json``; same manifest, same bytes."""
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "version": self.version,
+            "created": self.created,
+            "license": self.license,
+            "base": _without_none(
+                {"repo": self.base.repo, "revision": self.base.revision, "model_type": self.base.model_type}
+            ),
+            "lora": _lora_to_json(self.lora),
+            "files": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in self.files],
+        }
+        return canonical_json(_without_none(document))
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Return the manifest that *content* spells.
+
+        Unknown keys are allowed: within one major version of the schema they add meaning, they do not change it.
+
+        Raises:
+            DocumentError: With the path of the offending value in ``.context``.
+        """
+        fields = Fields(parse_json_object(content, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST))
+        _check_schema(fields)
+        name, version, created = _parse_identity(fields)
+        base = fields.object("base")
+        return cls(
+            name=name,
+            version=version,
+            created=created,
+            license=fields.optional_text("license"),
+            base=BaseModel(
+                repo=base.optional_text("repo"),
+                revision=base.optional_text("revision"),
+                model_type=base.optional_text("model_type"),
+            ),
+            lora=_parse_lora(fields.object("lora")),
+            files=_parse_files(fields),
+        )
+
+
+def _without_none(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def _lora_to_json(lora: LoraSummary) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "r": lora.r,
+        "alpha": lora.alpha,
+        "targets": list(lora.targets),
+        "dtype": lora.dtype,
+        "parameters": lora.parameters,
+    }
+    if lora.slices:
+        document["slices"] = [_group_to_json(group) for group in lora.slices]
+    return document
+
+
+def _group_to_json(group: SliceGroup) -> dict[str, Any]:
+    parts = [{"part": s.part, "r": s.r, "alpha": s.alpha, "rows": [list(run) for run in s.rows]} for s in group.parts]
+    return {"modules": list(group.modules), "parts": parts}
+
+
+def _check_schema(fields: Fields) -> None:
+    schema = fields.text("schema")
+    if schema != SCHEMA:
+        family, _, major = schema.rpartition("/v")
+        if family == SCHEMA.rpartition("/v")[0] and major.isdigit():
+            raise UnsupportedSchemaError(
+                f"the manifest has schema version {major}, this lora-hub reads version 1",
+                context="schema",
+                hint="pip install --upgrade lora-hub",
+            )
+        fields.fail("schema", f"`{SCHEMA}`")
+
+
+def _parse_identity(fields: Fields) -> tuple[str | None, str | None, str | None]:
+    """Name, version and time belong together: a published manifest has all three, a draft none."""
+    if not any(fields.has(key) for key in ("name", "version", "created")):
+        return None, None, None
+    name = fields.text("name", "a name of the form `org/task`", _is_name)
+    version = fields.text("version", "a version of the form `1.2.0`", _is_version)
+    created = fields.text("created", "a UTC time of the form `2026-01-31T12:00:00Z`", _TIME.fullmatch)
+    return name, version, created
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return AdapterRef.parse(text).selector is None
+    except InvalidReferenceError:
+        return False
+
+
+def _is_version(text: str) -> bool:
+    try:
+        Version.parse(text)
+    except InvalidReferenceError:
+        return False
+    return True
+
+
+def _parse_files(fields: Fields) -> tuple[FileEntry, ...]:
+    """Exactly the two payload files, in the order of their names: nothing else can ever be installed."""
+    entries = tuple(
+        FileEntry(
+            name=entry.text("name", f"one of {', '.join(PAYLOAD_NAMES)}", PAYLOAD_NAMES.__contains__),
+            size=entry.integer("size", low=0, high=MAX_FILE),
+            sha256=entry.text("sha256", "64 lower-case hex digits", _SHA256.fullmatch),
+        )
+        for entry in fields.objects("files")
+    )
+    if tuple(entry.name for entry in entries) != PAYLOAD_NAMES:
+        fields.fail("files", f"exactly {' and '.join(PAYLOAD_NAMES)}, in this order")
+    return entries
+
+
+def _parse_lora(fields: Fields) -> LoraSummary:
+    return LoraSummary(
+        r=fields.integer("r", low=1, high=MAX_RANK),
+        alpha=fields.number("alpha", "a number", lambda _: True),
+        targets=fields.texts("targets"),
+        dtype=fields.text("dtype"),
+        parameters=fields.integer("parameters", low=1, high=2**48),
+        slices=tuple(_parse_group(group) for group in fields.objects("slices")) if fields.has("slices") else (),
+    )
+
+
+def _parse_group(fields: Fields) -> SliceGroup:
+    return SliceGroup(
+        modules=fields.texts("modules"),
+        parts=tuple(
+            Slice(
+                part=part.text("part", "a lower-case word", lambda text: re.fullmatch(r"[a-z][a-z0-9]{0,31}", text)),
+                r=part.integer("r", low=1, high=MAX_RANK),
+                alpha=part.number("alpha", "a number", lambda _: True),
+                rows=_parse_rows(part),
+            )
+            for part in fields.objects("parts")
+        ),
+    )
+
+
+def _parse_rows(fields: Fields) -> tuple[tuple[int, int], ...]:
+    runs = fields.read("rows", list, "runs `[start, stop]` in rising order", _are_runs)
+    return tuple((start, stop) for start, stop in runs)
+
+
+def _are_runs(runs: list[Any]) -> bool:
+    """Whether *runs* are non-empty half-open runs that rise and do not overlap."""
+    position = 0
+    for run in runs:
+        match run:
+            case [start, stop] if type(start) is type(stop) is int and position <= start < stop <= MAX_FEATURES:
+                position = stop
+            case _:
+                return False
+    return bool(runs)

@@ -1,0 +1,62 @@
+"""How PEFT's config names modules, decided without ever running a regular expression from a file.
+
+PEFT: a list entry matches a module whose path is the entry or ends with ``.entry``; a key of ``rank_pattern`` or
+``alpha_pattern`` matches a path ``m`` when ``re.match(r"(.*\\.)?(key)$", m)`` does (peft/tuners/tuners_utils.py,
+``get_pattern_key``). Nearly all keys in the wild are plain names. A key that needs a real regular expression is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Self
+
+from lora_hub.errors import MalformedError
+
+_ANY = ""  # an unescaped dot: any one character
+_PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-_])+\$?", re.ASCII)
+
+
+def is_named(path: str, entries: Set[str]) -> bool:
+    """Whether one of *entries* names the module at *path*: its whole path, or the last components of it."""
+    return not entries.isdisjoint(names_of(path))
+
+
+def names_of(path: str) -> list[str]:
+    """Return every entry that would name the module at *path*: the path, and what is left without leading components."""
+    components = path.split(".")
+    return [".".join(components[start:]) for start in range(len(components))]
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePattern:
+    """A key of ``rank_pattern`` or ``alpha_pattern`` that is a name: literal characters, dots, optional anchors."""
+
+    key: str
+    characters: tuple[str, ...]
+    is_anchored: bool
+
+    @classmethod
+    def parse(cls, key: str, *, where: str) -> Self:
+        """Return the pattern that *key* spells; raise `MalformedError` if it needs a regular expression."""
+        if not _PLAIN.fullmatch(key):
+            raise MalformedError(
+                f"`{where}` has the key {key!a}, which is a regular expression; lora-hub never runs one from a file",
+                hint="write one key for each module name it stands for",
+            )
+        body = key.removeprefix("^").removesuffix("$")
+        tokens = re.findall(r"\\?.", body)
+        characters = tuple(_ANY if token == "." else token[-1] for token in tokens)
+        return cls(key, characters, key.startswith("^"))
+
+    def matches(self, path: str) -> bool:
+        """Whether the pattern matches the module at *path*, in time linear in its length."""
+        start = len(path) - len(self.characters)
+        is_at_boundary = start == 0 or (start > 0 and path[start - 1] == "." and not self.is_anchored)
+        return is_at_boundary and all(c in (_ANY, path[start + i]) for i, c in enumerate(self.characters))
+
+    @staticmethod
+    def literal(path: str) -> str:
+        """Return the key that matches exactly the module at *path* (and paths that end with it)."""
+        return path.replace(".", r"\.")

@@ -1,0 +1,162 @@
+"""The only thing that loading accepts: the bytes of one adapter, proven against its manifest and read to the last key."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.adapter_layout import AdapterLayout, read_layout
+from lora_hub.documents.fields import Bytes, sha256
+from lora_hub.documents.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PAYLOAD_NAMES,
+    WEIGHTS_NAME,
+    BaseModel,
+    FileEntry,
+    LoraSummary,
+    Manifest,
+    Slice,
+    SliceGroup,
+)
+from lora_hub.documents.safetensors_header import TensorInfo, read_header
+from lora_hub.errors import IntegrityError, NotFoundError
+
+T = TypeVar("T", int, float)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedAdapter:
+    """An adapter whose bytes match its manifest and whose tensors each have one purpose. Made by `verify` only.
+
+    Attributes:
+        source: Where it came from, for messages.
+        digest: ``sha256:…`` of the manifest bytes: the identity of this version.
+        manifest: Parsed from those bytes, or derived from the other two files where there is none.
+        config: Parsed ``adapter_config.json``.
+        tensors: Where each tensor lies in *weights*.
+        layout: What each tensor is for.
+        weights: The bytes of ``adapter_model.safetensors`` that were hashed.
+    """
+
+    source: str
+    digest: str
+    manifest: Manifest
+    config: AdapterConfig
+    tensors: Mapping[str, TensorInfo]
+    layout: AdapterLayout
+    weights: Bytes
+
+
+def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
+    """Return the adapter that *files* hold, by name: the two payload files and, where there is one, the manifest.
+
+    Raises:
+        NotFoundError: A payload file is missing.
+        IntegrityError: A file is not the one that the manifest describes.
+        MalformedError: A document or a tensor is malformed.
+    """
+    for name in PAYLOAD_NAMES:
+        if name not in files:
+            raise NotFoundError(
+                f"`{source}` has no `{name}`", hint="name a directory that `save_adapter` or PEFT wrote"
+            )
+    written = files.get(MANIFEST_NAME)
+    manifest = Manifest.parse(bytes(written)) if written is not None else None
+    if manifest is not None:
+        for entry in manifest.files:
+            check_file(entry, files[entry.name], source=source)
+    config = AdapterConfig.parse(bytes(files[CONFIG_NAME]))
+    tensors = read_header(files[WEIGHTS_NAME])
+    layout = read_layout(config, tensors, manifest.lora.slices if manifest else ())
+    manifest = manifest or describe(config, layout, tensors, files)
+    return VerifiedAdapter(
+        source=source,
+        digest=manifest_digest(bytes(written) if written is not None else manifest.to_bytes()),
+        manifest=manifest,
+        config=config,
+        tensors=tensors,
+        layout=layout,
+        weights=files[WEIGHTS_NAME],
+    )
+
+
+def manifest_digest(content: bytes) -> str:
+    """Return the identity of the version whose manifest is *content*."""
+    return f"sha256:{sha256(content)}"
+
+
+def check_file(entry: FileEntry, content: Bytes, *, source: str) -> None:
+    """Raise `IntegrityError` unless *content* is the file that *entry* describes."""
+    found = FileEntry.of(entry.name, content)
+    if found != entry:
+        raise IntegrityError(
+            f"`{entry.name}` of `{source}` has {found.size} bytes and sha256 {found.sha256}, "
+            f"the manifest says {entry.size} bytes and {entry.sha256}",
+            hint=f"the file was changed or damaged: get it again (`lora-hub cache remove` and `pull`, or save again); "
+            f"if you changed it on purpose, delete `{MANIFEST_NAME}` beside it",
+        )
+
+
+def describe(
+    config: AdapterConfig,
+    layout: AdapterLayout,
+    tensors: Mapping[str, TensorInfo],
+    files: Mapping[str, Bytes],
+    *,
+    base: BaseModel | None = None,
+    targets: tuple[str, ...] | None = None,
+    license: str | None = None,  # noqa: A002 - the manifest's own word
+) -> Manifest:
+    """Return the draft manifest of *files*; *targets* is what their author called them, else the modules' own names."""
+    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    return Manifest(
+        base=base or BaseModel(repo=hub_name(config.base_model_name_or_path), revision=config.revision),
+        license=license,
+        lora=LoraSummary(
+            r=most_common(part.r for module in layout.modules for part in module.slices or (module,)),
+            alpha=most_common(part.alpha for module in layout.modules for part in module.slices or (module,)),
+            targets=targets or tuple(sorted({module.path.rpartition(".")[2] for module in layout.modules})),
+            dtype="+".join(DTYPE_NAMES[dtype] for dtype in dtypes),
+            parameters=_parameters(layout, tensors),
+            slices=_slice_groups(layout),
+        ),
+        files=tuple(FileEntry.of(name, files[name]) for name in PAYLOAD_NAMES),
+    )
+
+
+def hub_name(name_or_path: str | None) -> str | None:
+    """Return *name_or_path* if it can be a repository on the Hub; a path of somebody's machine is nobody's business."""
+    return name_or_path if name_or_path and _HUB_NAME.fullmatch(name_or_path) else None
+
+
+def most_common(values: Iterable[T]) -> T:
+    """Return the value that occurs most often; of several, the smallest."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
+def _parameters(layout: AdapterLayout, tensors: Mapping[str, TensorInfo]) -> int:
+    """How many numbers the adapter adds: zero blocks of a fused projection are padding, not parameters."""
+    adapted = sum(
+        part.r * (module.in_features + part.out_features)
+        for module in layout.modules
+        for part in module.slices or (module,)
+    )
+    return adapted + sum(math.prod(tensors[key].shape) for key in layout.saved.values())
+
+
+def _slice_groups(layout: AdapterLayout) -> tuple[SliceGroup, ...]:
+    groups: dict[tuple[Slice, ...], list[str]] = {}
+    for module in layout.modules:
+        if module.slices:
+            groups.setdefault(module.slices, []).append(module.path)
+    return tuple(SliceGroup(modules=tuple(modules), parts=parts) for parts, modules in groups.items())

@@ -1,0 +1,133 @@
+"""Files that a crash cannot tear: read once and bounded, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_hub.documents.fields import Bytes
+from lora_hub.errors import LoraHubError, MalformedError, NotFoundError, machine_error
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turn errors of the operating system into `MachineError`, with a hint and exit code 11."""
+    try:
+        yield
+    except OSError as error:
+        raise machine_error(error) from error
+
+
+def read_file(path: Path, *, limit: int) -> bytearray:
+    """Return the bytes of the regular file at *path*, read exactly once.
+
+    Raises:
+        NotFoundError: There is no such file.
+        MalformedError: Not a regular file (a FIFO would block, a device would never end), or more than *limit* bytes.
+        MachineError: The file cannot be read.
+    """
+    try:
+        with machine_errors(), open(path, "rb", opener=_open_without_blocking) as file:  # noqa: PTH123 - Path.open has no opener
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
+            if status.st_size > limit:
+                raise MalformedError(f"`{path}` has {status.st_size} bytes, at most {limit} are read")
+            content = bytearray(status.st_size)
+            size = file.readinto(content)
+            return content[:size] if size < len(content) else content
+    except LoraHubError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
+        raise
+
+
+def _open_without_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def write_file(path: Path, content: Bytes) -> None:
+    """Write *content* to *path*: after a crash the file is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write_and_sync(temporary, content)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_directory(target: Path, files: Mapping[str, Bytes], *, staging: Path) -> bool:
+    """Make *target* a directory that holds *files*; return False, changing nothing, if it exists already.
+
+    The directory is written under *staging* (on the same file system) and renamed, so it appears whole or not at all.
+    Of several processes exactly one wins: renaming onto a directory that is not empty fails.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    temporary = staging / uuid.uuid4().hex
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            _write_and_sync(temporary / name, content)
+        sync_directory(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _rename_unless_exists(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_unless_exists(source: Path, target: Path) -> bool:
+    try:
+        source.rename(target)
+    except OSError:
+        if target.is_dir():
+            return False
+        raise
+    sync_directory(target.parent)
+    return True
+
+
+def remove_directory(path: Path, *, staging: Path) -> None:
+    """Remove the directory *path* at once: it is renamed away first, so that nobody ever sees a half of it."""
+    staging.mkdir(parents=True, exist_ok=True)
+    doomed = staging / uuid.uuid4().hex
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _write_and_sync(path: Path, content: Bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in the directory *path* durable, where the platform can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(staging: Path, *, older_than: float) -> int:
+    """Remove what killed processes left under *staging* more than *older_than* seconds ago; return how many there were."""
+    now = time.time()
+    leftovers = [child for child in staging.iterdir() if _age(child, now) > older_than] if staging.is_dir() else []
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
+    return len(leftovers)
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:  # another process was faster
+        return 0

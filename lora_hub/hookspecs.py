@@ -1,0 +1,21 @@
+"""The hooks that a plugin may implement. Each begins with ``lora_hub_``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from lora_hub.architecture import Architecture
+
+NAMESPACE = "lora_hub"
+
+hookspec = pluggy.HookspecMarker(NAMESPACE)
+hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+
+@hookspec
+def lora_hub_architectures() -> Iterable[Architecture]:  # type: ignore[empty-body]
+    """Return the families of models that this plugin describes. Called once, when an architecture is first needed."""

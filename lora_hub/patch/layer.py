@@ -1,0 +1,218 @@
+"""The leaf module under adapters: one generated subclass per base class, and the record that such a module carries.
+
+The subclass calls the base class's own `forward` and adds to what it returns, so any base layer works. Names, submodules
+and `state_dict` stay those of the base; the parameters of trainable adapters are hidden from `state_dict` unless asked.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_hub.errors import CompatibilityError, StateError
+from lora_hub.patch.factors import Factors, Part, add_delta
+
+if TYPE_CHECKING:
+    from lora_hub.patch.heads import Replacement
+    from lora_hub.patch.merge import Merged
+    from lora_hub.patch.model_patch import ModelPatch
+
+RECORD = "_lora_hub"
+_show_parameters: ContextVar[bool] = ContextVar("lora_hub_show_parameters", default=False)
+
+
+@dataclass(slots=True)
+class Slot:
+    """What one adapter adds to one module."""
+
+    parts: tuple[tuple[Part, Factors], ...]
+    dropout: float = 0.0
+
+    def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> Tensor:
+        """Return *y* ``[..., out]`` plus what the adapter computes from the module's input *x* ``[..., in]``."""
+        if self.dropout and module.training:
+            x = F.dropout(x, self.dropout)
+        for part, factors in self.parts:
+            lora_A, lora_B = factors.on(module, x.device, _compute_dtype(x))
+            y = add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
+        return y
+
+
+@dataclass(slots=True)
+class Record:
+    """All that a patched module carries; it lies in the instance dict, where torch does not look."""
+
+    patch: ModelPatch
+    slots: dict[str, Slot] = field(default_factory=dict)
+    replacements: dict[str, Replacement] = field(default_factory=dict)
+    parameter_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    merged: Merged | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no adapter is left on the module."""
+        return not self.slots and not self.replacements
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def record_of(module: nn.Module) -> Record | None:
+    """Return the record of *module*, or None if it is not patched."""
+    return module.__dict__.get(RECORD)
+
+
+@contextmanager
+def showing_parameters() -> Iterator[None]:
+    """While this is entered, `state_dict` shows the parameters of trainable adapters and loading expects them."""
+    token = _show_parameters.set(True)
+    try:
+        yield
+    finally:
+        _show_parameters.reset(token)
+
+
+_patched_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def patched_class(base: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of *base* that runs adapters; one per base class, made on first use."""
+    return _patched_classes.get(base) or _patched_classes.setdefault(base, _make_patched_class(base))
+
+
+def _make_patched_class(base: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        record: Record = self.__dict__[RECORD]
+        running = record.patch.running()
+        for name, _ in running:
+            if name in record.replacements:
+                return record.replacements[name].run(self, args, kwargs)
+        y = base.forward(self, *args, **kwargs)
+        for name, weight in running:
+            slot = record.slots.get(name)
+            if slot is not None:
+                y = slot.add_to(y, args[0] if args else next(iter(kwargs.values())), weight, self)
+        return y
+
+    def save(self: nn.Module, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
+        base._save_to_state_dict(self, destination, prefix, keep_vars)  # noqa: SLF001
+        for name in _hidden(self):
+            destination.pop(prefix + name, None)
+
+    def load(
+        self: nn.Module,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,  # noqa: ANN401, FBT001
+        missing: list[str],
+        *rest: Any,
+    ) -> None:  # noqa: ANN401
+        base._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest)  # noqa: SLF001
+        hidden = {prefix + name for name in _hidden(self)}
+        missing[:] = [name for name in missing if name not in hidden]
+
+    def reduce(self: nn.Module, _protocol: int) -> tuple[Any, ...]:
+        return _rebuild, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    def extra_repr(self: nn.Module) -> str:
+        record = record_of(self)
+        names = sorted({*record.slots, *record.replacements}) if record else []
+        return ", ".join(filter(None, [base.extra_repr(self), f"adapters={names}"]))
+
+    return type(
+        f"Lora{base.__name__}",
+        (base,),
+        {
+            "__module__": __name__,
+            "__doc__": f"{base.__name__} with adapters.",
+            "forward": forward,
+            "_save_to_state_dict": save,
+            "_load_from_state_dict": load,
+            "__reduce_ex__": reduce,
+            "extra_repr": extra_repr,
+            "lora_hub_base_class": base,
+        },
+    )
+
+
+def _hidden(module: nn.Module) -> list[str]:
+    record = record_of(module)
+    if record is None or _show_parameters.get():
+        return []
+    return [name for names in record.parameter_names.values() for name in names]
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    """Make the empty instance that copy and pickle fill with the instance dict."""
+    module_class = patched_class(base)
+    return module_class.__new__(module_class)
+
+
+def patch_module(module: nn.Module, path: str, patch: ModelPatch) -> Record:
+    """Return the record of *module*, whose class is swapped for the patched one if it is not yet.
+
+    Raises:
+        StateError: The module belongs to another patched model.
+        CompatibilityError: A call of the module would not reach our `forward`; nothing was changed.
+    """
+    record = record_of(module)
+    if record is not None:
+        if record.patch is not patch:
+            raise StateError(
+                f"`{path}` carries adapters of a model that contains this one, or of a part of it",
+                hint="remove them first, or call with the model that they were applied to",
+            )
+        return record
+    check_forward_is_reachable(module, path)
+    base = type(module)
+    record = module.__dict__[RECORD] = Record(patch)
+    module.__class__ = patched_class(base)
+    _rebind_old_forward(module)
+    return record
+
+
+def check_forward_is_reachable(module: nn.Module, path: str) -> None:
+    """An instance attribute `forward` hides the class's; we know how to get behind accelerate's hooks only."""
+    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+        raise CompatibilityError(
+            f"`{path}` has a `forward` of its own in place of its class's, so an adapter on it would never run",
+            hint="apply the adapter before the library that replaced `forward` (tensor parallelism, a profiler) does",
+        )
+
+
+def _rebind_old_forward(module: nn.Module) -> None:
+    """accelerate keeps the bound method that it wrapped: let it be that of the class the module has now."""
+    for name in ("_old_forward", "forward"):
+        bound = module.__dict__.get(name)
+        if isinstance(bound, types.MethodType) and bound.__self__ is module:
+            module.__dict__[name] = types.MethodType(type(module).forward, module)
+
+
+def check_can_be_restored(module: nn.Module, path: str) -> None:
+    """Raise `StateError` if another library swapped the class of *module* after us."""
+    if "lora_hub_base_class" not in type(module).__dict__:
+        raise StateError(
+            f"another library changed the class of `{path}` to `{type(module).__name__}` after the adapter was applied",
+            hint="undo that first (`fully_shard` cannot be undone: load the model again)",
+        )
+
+
+def restore_module(module: nn.Module) -> None:
+    """Give *module* back its own class and instance dict, if no adapter is left on it."""
+    record = record_of(module)
+    if record is None or not record.is_empty:
+        return
+    module.__class__ = type(module).__dict__["lora_hub_base_class"]
+    del module.__dict__[RECORD]
+    _rebind_old_forward(module)

@@ -1,0 +1,100 @@
+"""The linear modules of a live model: which they are, how wide they are, and which of them a target names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lora_hub.architecture import PARTS, Rows
+from lora_hub.documents.module_names import is_named
+from lora_hub.errors import CompatibilityError, UsageError
+from lora_hub.plugin_manager import plugins
+
+Target = tuple[str | None, Rows | None]  # part and rows of a fused module; (None, None) is the whole module
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight of *module* is stored ``[in, out]``: transformers' Conv1D."""
+    return any((c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether LoRA can be attached to *module*: `nn.Linear` and its subclasses, and Conv1D."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """Return ``(in_features, out_features)`` of a linear module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return int(module.nx), int(module.nf)  # type: ignore[arg-type]
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear modules of *model*, by path."""
+    return {path: module for path, module in model.named_modules() if is_linear(module)}
+
+
+def model_type(model: nn.Module) -> str | None:
+    """Return ``config.model_type`` of *model*, or None for a model without a config."""
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """Return the config of *model* as a mapping; empty for a model without one."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    return to_dict() if callable(to_dict) else {}
+
+
+def locate(model: nn.Module, targets: Iterable[str]) -> dict[str, tuple[Target, ...]]:
+    """Return what *targets* name in *model*: for each module its whole, or the parts of it that are meant.
+
+    Args:
+        model: Any model; ``q``, ``k``, ``v`` and ``o`` need a plugin that describes its model type.
+        targets: Parts (``q``, ``k``, ``v``, ``o``), and names of linear modules as in PEFT's ``target_modules``.
+
+    Raises:
+        PluginError: A part is asked for, and no plugin describes the model, or two do.
+        CompatibilityError: A target names nothing in this model.
+    """
+    wanted = tuple(dict.fromkeys(targets))
+    if not wanted:
+        raise UsageError("no targets", hint='name parts such as ("q", "v"), or modules')
+    linear = linear_modules(model)
+    parts = [target for target in wanted if target in PARTS]
+    found = _locate_parts(model, linear, parts) if parts else {}
+    for name in (target for target in wanted if target not in PARTS):
+        named = [path for path in linear if is_named(path, {name})]
+        if not named:
+            raise _names_nothing(model, name)
+        found |= {path: ((None, None),) for path in named}
+    return {path: found[path] for path in linear if path in found}
+
+
+def _locate_parts(model: nn.Module, linear: Mapping[str, nn.Module], parts: list[str]) -> dict[str, tuple[Target, ...]]:
+    architecture, config = plugins().find(model_type(model)), config_of(model)
+    found: dict[str, tuple[Target, ...]] = {}
+    seen: set[str] = set()
+    for path, module in linear.items():
+        projection = architecture.projection(path)
+        held = [part for part in projection.parts if part in parts] if projection else []
+        if projection is None or not held:
+            continue
+        seen.update(held)
+        is_fused = len(projection.parts) > 1
+        rows = [projection.rows(part, features(module)[1], config) if is_fused else None for part in held]
+        found[path] = tuple(zip(held, rows, strict=True)) if is_fused else ((None, None),)
+    for part in parts:
+        if part not in seen:
+            raise _names_nothing(model, part)
+    return found
+
+
+def _names_nothing(model: nn.Module, target: str) -> CompatibilityError:
+    names = sorted({path.rpartition(".")[2] for path in linear_modules(model)})
+    return CompatibilityError(
+        f"the target `{target}` names nothing in this {type(model).__name__}",
+        hint=f"its linear modules are called {', '.join(names) or 'nothing: it has none'}",
+    )

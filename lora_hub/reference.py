@@ -1,0 +1,88 @@
+"""References to adapters: ``org/task[@version]``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from lora_hub.errors import InvalidReferenceError
+from lora_hub.version import Version, VersionRange
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,94}[A-Za-z0-9_-]|[A-Za-z0-9]"
+_REFERENCE = re.compile(rf"(?P<org>{_NAME})/(?P<task>{_NAME})(?:@(?P<at>.+))?", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_HINT = "write `org/task`, `org/task@1.2.0`, `org/task@^1.2` or `org/task@sha256:…`; a directory starts with `.` or `/`"
+
+Selector = Version | VersionRange | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """An adapter's name and, after ``@``, what selects one version of it.
+
+    Attributes:
+        org: Who publishes it.
+        task: What it does.
+        selector: A `Version`, a `VersionRange`, a digest ``sha256:<64 hex>``, a commit of 40 hex digits, or None for
+            the newest release.
+    """
+
+    org: str
+    task: str
+    selector: Selector = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the reference that *text* spells, or raise `InvalidReferenceError`."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            raise InvalidReferenceError(f"`{text}` is not a reference to an adapter", hint=_HINT)
+        at = match["at"]
+        return cls(match["org"], match["task"], None if at is None else _parse_selector(at))
+
+    @property
+    def name(self) -> str:
+        """``org/task``, without what follows the ``@``."""
+        return f"{self.org}/{self.task}"
+
+    @property
+    def digest(self) -> str | None:
+        """The manifest digest ``sha256:…`` that this reference names, if it names one."""
+        is_digest = isinstance(self.selector, str) and self.selector.startswith("sha256:")
+        return self.selector if is_digest else None  # type: ignore[return-value]
+
+    @property
+    def version(self) -> Version | None:
+        """The exact version that this reference names, if it names one."""
+        return self.selector if isinstance(self.selector, Version) else None
+
+    def at(self, version: Version) -> AdapterRef:
+        """Return the reference to exactly *version* of this adapter."""
+        return replace(self, selector=version)
+
+    def __str__(self) -> str:
+        return self.name if self.selector is None else f"{self.name}@{self.selector}"
+
+
+def _parse_selector(text: str) -> Selector:
+    if _DIGEST.fullmatch(text) or _COMMIT.fullmatch(text):
+        return text
+    # A prefix such as `1.2` is a range; only three numbers make a version.
+    if text.count(".") >= 2 and not text.startswith("^"):  # noqa: PLR2004
+        return Version.parse(text)
+    return VersionRange.parse(text)
+
+
+def is_path(text: str | Path) -> bool:
+    """Whether *text* names a directory rather than an adapter: a `Path`, or a string that starts with ``.`` or ``/``."""
+    return isinstance(text, Path) or text.startswith((".", "/"))
+
+
+def parse(text: str | Path | AdapterRef) -> AdapterRef | Path:
+    """Return the directory or the reference that *text* names."""
+    if isinstance(text, AdapterRef):
+        return text
+    return Path(text) if is_path(text) else AdapterRef.parse(str(text))

@@ -1,0 +1,1 @@
+"""Moves and proves the bytes of adapters. Knows nothing of torch."""

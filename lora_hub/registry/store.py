@@ -1,0 +1,188 @@
+"""The local store: adapters by the digest of their manifest, and what each registry called them.
+
+::
+
+    <home>/store/adapters/<64 hex>/        plain PEFT directories, manifest included
+    <home>/store/versions/<registry>/org/task/1.2.0    the digest that this registry published under this version
+    <home>/store/staging/                  what is being written or removed; `prune` clears it
+
+Everything appears and disappears by one rename, so any number of processes may use a store without a lock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from lora_hub.adapter_directory import read_adapter, read_manifest
+from lora_hub.documents.fields import Bytes, sha256
+from lora_hub.documents.manifest import Manifest
+from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, NotFoundError, PolicyError
+from lora_hub.files import machine_errors, publish_directory, read_file, remove_directory, remove_leftovers, write_file
+from lora_hub.reference import AdapterRef
+
+HOME = "LORA_HUB_HOME"
+_DIGEST_LINE = 80  # bytes; `sha256:` and 64 hex digits
+
+
+def default_store() -> Store:
+    """Return the store under ``LORA_HUB_HOME``, or in the user's cache directory."""
+    home = os.environ.get(HOME)
+    return Store((Path(home) if home else Path(platformdirs.user_cache_dir("lora-hub"))) / "store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """One adapter in the store: where it lies, what it is, and when it was last used (seconds since 1970)."""
+
+    digest: str
+    path: Path
+    manifest: Manifest
+    last_used: float
+
+
+class Store:
+    """A content-addressed directory of adapters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    # Adapters by digest
+
+    def path(self, digest: str) -> Path:
+        """Return where the adapter with *digest* lies, or would lie."""
+        return self.root / "adapters" / digest.removeprefix("sha256:")
+
+    def has(self, digest: str) -> bool:
+        """Whether the adapter with *digest* is here."""
+        return self.path(digest).is_dir()
+
+    def add(self, adapter: VerifiedAdapter, files: Mapping[str, Bytes]) -> Path:
+        """Keep *files*, the bytes that *adapter* was proven from, and return the directory they lie in."""
+        target = self.path(adapter.digest)
+        with machine_errors():
+            publish_directory(target, files, staging=self._staging)
+        return target
+
+    def read(self, digest: str) -> VerifiedAdapter:
+        """Return the adapter with *digest*, all bytes checked again.
+
+        Raises:
+            NotFoundError: It is not here.
+            IntegrityError: Its files are not what they were when they were stored.
+        """
+        path = self.path(digest)
+        if not path.is_dir():
+            raise NotFoundError(f"the store has no adapter `{digest}`", hint="run `lora-hub pull`")
+        adapter = read_adapter(path)
+        if adapter.digest != digest:
+            raise IntegrityError(
+                f"`{path}` holds a manifest with the digest {adapter.digest}",
+                hint=f"run `lora-hub cache remove {digest}` and pull again",
+            )
+        with machine_errors():
+            os.utime(path)
+        return adapter
+
+    def adapters(self) -> Iterator[StoredAdapter]:
+        """Yield what is here, by digest; what cannot be read any more is left to `verify` and `remove`."""
+        for path in sorted((self.root / "adapters").glob("[0-9a-f]*")):
+            try:
+                _, manifest = read_manifest(path)
+            except (NotFoundError, MalformedError):
+                continue
+            yield StoredAdapter(
+                digest=f"sha256:{path.name}", path=path, manifest=manifest, last_used=path.stat().st_mtime
+            )
+
+    def find(self, reference: AdapterRef) -> StoredAdapter:
+        """Return the one stored adapter that *reference* (a digest or an exact version) names.
+
+        Raises:
+            NotFoundError: There is none, or there are several of that name.
+        """
+        found = [stored for stored in self.adapters() if _is_meant(stored, reference)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise NotFoundError(f"the store has no `{reference}`", hint="run `lora-hub cache list` to see what it has")
+        names = ", ".join(f"{stored.manifest.reference} ({stored.digest})" for stored in found)
+        raise NotFoundError(f"`{reference}` could be any of {names}", hint=f"name one: `{reference.name}@sha256:…`")
+
+    # What registries call them
+
+    def known_digest(self, registry_url: str, reference: AdapterRef) -> str | None:
+        """Return the digest that the registry published under this exact version when it was last seen, if it was."""
+        try:
+            return read_file(self._version_file(registry_url, reference), limit=_DIGEST_LINE).decode().strip()
+        except NotFoundError:
+            return None
+
+    def remember(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
+        """Keep that the registry published *digest* under this exact version.
+
+        Raises:
+            PolicyError: It was another digest before: somebody rewrote a published version.
+        """
+        known = self.known_digest(registry_url, reference)
+        if known is not None and known != digest:
+            raise PolicyError(
+                f"`{reference}` in `{registry_url}` was {known} and is now {digest}: a published version never changes",
+                hint=f"ask its publisher; if the new one is right, use it by digest: `{reference.name}@{digest}`",
+            )
+        if known is None:
+            path = self._version_file(registry_url, reference)
+            with machine_errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, f"{digest}\n".encode())
+
+    # Housekeeping
+
+    def remove(self, digest: str) -> None:
+        """Remove the adapter with *digest*; what the registries called it stays known."""
+        with machine_errors():
+            remove_directory(self.path(digest), staging=self._staging)
+
+    def verify(self) -> Iterator[tuple[str, LoraHubError | None]]:
+        """Yield every digest here, with the error that reading it raises, if one does."""
+        for path in sorted((self.root / "adapters").glob("[0-9a-f]*")):
+            digest = f"sha256:{path.name}"
+            yield digest, _problem(path, digest)
+
+    def prune(self, *, unused_for: float) -> tuple[list[str], int]:
+        """Remove adapters unused for *unused_for* seconds, and leftovers of killed processes; return both."""
+        limit = time.time() - unused_for
+        old = [stored.digest for stored in self.adapters() if stored.last_used < limit]
+        for digest in old:
+            self.remove(digest)
+        with machine_errors():
+            return old, remove_leftovers(self._staging, older_than=3600)
+
+    @property
+    def _staging(self) -> Path:
+        return self.root / "staging"
+
+    def _version_file(self, registry_url: str, reference: AdapterRef) -> Path:
+        registry = sha256(registry_url.encode())[:32]
+        return self.root / "versions" / registry / reference.org / reference.task / str(reference.version)
+
+
+def _problem(path: Path, digest: str) -> LoraHubError | None:
+    try:
+        found = read_adapter(path).digest
+    except LoraHubError as error:
+        return error
+    return None if found == digest else IntegrityError(f"its manifest has the digest {found}")
+
+
+def _is_meant(stored: StoredAdapter, reference: AdapterRef) -> bool:
+    if reference.digest is not None:
+        return stored.digest == reference.digest
+    is_named = stored.manifest.name == reference.name
+    return is_named and (reference.version is None or stored.manifest.version == str(reference.version))

@@ -1,0 +1,134 @@
+"""Push and pull: between a directory, a registry and the local store, every byte checked on the way."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_hub.adapter_directory import read_files
+from lora_hub.documents.manifest import MANIFEST_NAME, PAYLOAD_NAMES, Manifest
+from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
+from lora_hub.errors import IntegrityError, UsageError, VersionConflictError
+from lora_hub.reference import AdapterRef
+from lora_hub.registry.registry import PublishedVersion, Registry, resolve
+from lora_hub.registry.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """What `push` did: ``is_new`` is False if the registry had the same content under this version already."""
+
+    reference: AdapterRef
+    digest: str
+    registry: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What `pull` brought: an exact version, proven, in a directory of the local store that PEFT can load."""
+
+    reference: AdapterRef
+    digest: str
+    path: Path
+    adapter: VerifiedAdapter
+
+
+def push(directory: Path, reference: AdapterRef, registry: Registry) -> Pushed:
+    """Publish the adapter in *directory* as the exact version *reference*; nothing is written into *directory*.
+
+    Raises:
+        UsageError: *reference* names no exact version.
+        IntegrityError, MalformedError: The directory holds no adapter that could ever be applied.
+        VersionConflictError: The version exists with other content.
+    """
+    if reference.version is None:
+        raise UsageError(f"`{reference}` names no exact version to publish", hint=f"write `{reference.name}@1.0.0`")
+    files = read_files(directory)
+    draft = verify(files, source=str(directory)).manifest
+    manifest = replace(draft, name=reference.name, version=str(reference.version), created=_now())
+    content = manifest.to_bytes()
+    is_new = registry.publish(reference, {**{name: files[name] for name in PAYLOAD_NAMES}, MANIFEST_NAME: content})
+    digest = manifest_digest(content) if is_new else _adopt(registry, reference, manifest)
+    return Pushed(reference=reference, digest=digest, registry=registry.url, is_new=is_new)
+
+
+def _adopt(registry: Registry, reference: AdapterRef, mine: Manifest) -> str:
+    """Return the digest of what is published, which must be the same content: all but the time of its first push."""
+    content = registry.manifest(reference)
+    published = Manifest.parse(content)
+    if replace(published, created=mine.created) != mine:
+        raise VersionConflictError(
+            f"`{reference}` is published in `{registry.url}` with other content ({manifest_digest(content)})",
+            hint="a published version never changes: publish the next one",
+        )
+    return manifest_digest(content)
+
+
+def _now() -> str:
+    """Return the time of publication, which a build may fix: https://reproducible-builds.org/specs/source-date-epoch."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    if fixed is not None and not fixed.isdigit():
+        raise UsageError(f"SOURCE_DATE_EPOCH is {fixed!r}, expected seconds since 1970", hint="unset it, or mend it")
+    moment = datetime.datetime.fromtimestamp(int(fixed), datetime.UTC) if fixed else datetime.datetime.now(datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pull(reference: AdapterRef, registry: Registry, store: Store) -> Pulled:
+    """Bring the version that *reference* selects into *store*, prove it, and return it.
+
+    An exact version or digest that the store has needs no registry.
+
+    Raises:
+        NotFoundError: No such adapter or version.
+        IntegrityError: Bytes do not match the manifest, or the manifest is that of another version.
+        PolicyError: The registry published something else under this version before.
+    """
+    kept = _find_in_store(reference, registry, store)
+    if kept is not None:
+        return kept
+    published = resolve(registry, reference)
+    digest = manifest_digest(published.manifest)
+    known = store.known_digest(registry.url, published.reference)
+    if known is not None:
+        store.remember(registry.url, published.reference, digest)
+    if store.has(digest):
+        return _pulled(published.reference, registry, store, store.read(digest))
+    return _fetch(published, digest, registry, store)
+
+
+def _find_in_store(reference: AdapterRef, registry: Registry, store: Store) -> Pulled | None:
+    digest = reference.digest
+    if digest is None and reference.version is not None:
+        digest = store.known_digest(registry.url, reference)
+    if digest is None or not store.has(digest):
+        return None
+    adapter = store.read(digest)
+    exact = adapter.manifest.reference
+    if exact is None or exact.name != reference.name:
+        raise IntegrityError(
+            f"`{digest}` is {exact or 'an adapter without a name'}, not `{reference.name}`",
+            hint="check the digest that was asked for",
+        )
+    return _pulled(exact, registry, store, adapter)
+
+
+def _fetch(published: PublishedVersion, digest: str, registry: Registry, store: Store) -> Pulled:
+    reference = published.reference
+    # The manifest that was resolved is the one that counts, also if the registry would hand out another one now.
+    files = {**registry.files(reference), MANIFEST_NAME: published.manifest}
+    adapter = verify(files, source=str(reference))
+    if adapter.manifest.reference != reference:
+        raise IntegrityError(
+            f"`{registry.url}` hands out {adapter.manifest.reference or 'a draft'} as `{reference}` ({digest})",
+            hint="the registry was tampered with or copied wrongly: ask who runs it",
+        )
+    store.add(adapter, files)
+    return _pulled(reference, registry, store, adapter)
+
+
+def _pulled(reference: AdapterRef, registry: Registry, store: Store, adapter: VerifiedAdapter) -> Pulled:
+    store.remember(registry.url, reference, adapter.digest)
+    return Pulled(reference=reference, digest=adapter.digest, path=store.path(adapter.digest), adapter=adapter)
