@@ -48,6 +48,7 @@ def apply(
     """
     weights = load_weights(adapter)
     _check_base(model, adapter, allow_other_base=allow_other_base)
+    _find_linear_modules(model, weights.modules)
     _check_coverage(model, adapter.config, weights.modules)
     info = AdapterInfo(
         targets=adapter.manifest.lora.targets,

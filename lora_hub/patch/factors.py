@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,13 +93,24 @@ def init_factors(r: int, in_features: int, out_features: int, *, dtype: torch.dt
     return lora_A, torch.zeros(out_features, r, dtype=dtype)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype in which autocast computes on *device* at the moment, or None if it is off."""
+    kind = device.type
+    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+_has_autocast = functools.cache(torch.amp.is_autocast_available)
+
+
 def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, factor: float) -> Tensor:
     """Return ``y + factor * x A^T B^T`` on the *runs* of the last axis; *y* ``[..., out]`` is changed in place.
 
     The backward of the layer that made *y* does not need it: linear layers save their input and their weight.
     """
     s = F.linear(x, lora_A)  # [..., in] @ [in, r] -> [..., r]
-    is_plain = s.dtype == y.dtype and y.is_contiguous() and not torch.is_autocast_enabled(y.device.type)
+    is_plain = s.dtype == y.dtype and y.is_contiguous() and autocast_dtype(y.device) is None
     start_B = 0
     for start, stop in runs:
         B = lora_B[start_B : start_B + stop - start]

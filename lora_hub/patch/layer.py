@@ -13,12 +13,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_hub.errors import CompatibilityError, StateError
-from lora_hub.patch.factors import Factors, Part, add_delta
+from lora_hub.patch.factors import Factors, Part, add_delta, autocast_dtype
 
 if TYPE_CHECKING:
     from lora_hub.patch.heads import Replacement
@@ -41,7 +40,7 @@ class Slot:
         if self.dropout and module.training:
             x = F.dropout(x, self.dropout)
         for part, factors in self.parts:
-            lora_A, lora_B = factors.on(module, x.device, _compute_dtype(x))
+            lora_A, lora_B = factors.on(module, x.device, autocast_dtype(x.device) or x.dtype)
             y = add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
         return y
 
@@ -60,11 +59,6 @@ class Record:
     def is_empty(self) -> bool:
         """Whether no adapter is left on the module."""
         return not self.slots and not self.replacements
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def record_of(module: nn.Module) -> Record | None:
@@ -125,10 +119,9 @@ def _make_patched_class(base: type[nn.Module]) -> type[nn.Module]:
     def reduce(self: nn.Module, _protocol: int) -> tuple[Any, ...]:
         return _rebuild, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
 
-    def extra_repr(self: nn.Module) -> str:
+    def represent(self: nn.Module) -> str:
         record = record_of(self)
-        names = sorted({*record.slots, *record.replacements}) if record else []
-        return ", ".join(filter(None, [base.extra_repr(self), f"adapters={names}"]))
+        return " + ".join([base.__repr__(self), *({**record.slots, **record.replacements} if record else ())])
 
     return type(
         f"Lora{base.__name__}",
@@ -140,7 +133,7 @@ def _make_patched_class(base: type[nn.Module]) -> type[nn.Module]:
             "_save_to_state_dict": save,
             "_load_from_state_dict": load,
             "__reduce_ex__": reduce,
-            "extra_repr": extra_repr,
+            "__repr__": represent,
             "lora_hub_base_class": base,
         },
     )

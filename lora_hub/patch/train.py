@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -56,7 +57,7 @@ def add_adapter(
         PluginError: A part is asked for of a model type that no plugin describes.
     """
     targets, heads = _as_names(targets, "targets"), _as_names(modules_to_save, "modules_to_save")
-    _check_numbers(r, lora_dropout)
+    _check_numbers(r, lora_alpha, lora_dropout)
     info = AdapterInfo(
         targets=tuple(sorted(targets)),
         modules_to_save=tuple(sorted(heads)),
@@ -105,9 +106,11 @@ def _as_names(names: Iterable[str], what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _check_numbers(r: int, lora_dropout: float) -> None:
+def _check_numbers(r: int, lora_alpha: float, lora_dropout: float) -> None:
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise UsageError(f"r is {r!r}, expected a positive integer")
+    if not math.isfinite(lora_alpha):
+        raise UsageError(f"lora_alpha is {lora_alpha}, expected a finite number")
     if not 0 <= lora_dropout < 1:
         raise UsageError(f"lora_dropout is {lora_dropout}, expected a probability below 1")
 

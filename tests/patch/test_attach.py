@@ -1,0 +1,418 @@
+"""What stays as it was while an adapter is on a model, and after it was taken off."""
+
+import copy
+import io
+import pickle
+
+import models
+import pytest
+import torch
+from models import logits, same_bits, state
+
+import lora_hub
+from lora_hub.errors import CompatibilityError, StateError, UsageError
+
+
+def anatomy(model):
+    """Every module's path, identity, class, instance-dict keys, parameters and their `requires_grad`."""
+    return {
+        path: (
+            id(module),
+            type(module),
+            set(module.__dict__),
+            {name: (id(p), p.requires_grad) for name, p in module.named_parameters(recurse=False)},
+        )
+        for path, module in model.named_modules()
+    }
+
+
+@pytest.fixture(params=["applied", "trainable", "trainable with head"])
+def attach(request, model, saved):
+    """Put an adapter on the model: for inference, to train, and to train with a module of its own."""
+    if request.param == "applied":
+        return lambda: lora_hub.apply_adapter(model, saved)
+    # The last normalisation exists in all three families, and feeds the outputs.
+    norms = [path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    heads = (norms[-1],) if request.param == "trainable with head" else ()
+
+    def add():
+        handle = lora_hub.add_adapter(model, "task", modules_to_save=heads)
+        models.randomise(models.adapter_parameters(model))
+        return handle
+
+    return add
+
+
+def test_modules_keep_their_names_and_classes(model, attach):
+    """Under an adapter every module is the same object under the same path, and an instance of the same class."""
+    before = {path: (module, type(module)) for path, module in model.named_modules()}
+    attach()
+    after = dict(model.named_modules())
+
+    assert after.keys() == before.keys()
+    assert all(after[path] is module and isinstance(module, cls) for path, (module, cls) in before.items())
+
+
+def test_state_dict_is_that_of_the_base(model, attach):
+    """Under an adapter `state_dict` has the keys and the bits of the base."""
+    before = state(model)
+    attach()
+
+    assert same_bits(state(model), before)
+
+
+def test_base_weights_load_strictly(model, attach):
+    """Base weights load with `strict=True` under an adapter, and the adapter stays."""
+    weights = state(model)
+    attach()
+    before = logits(model)
+    model.load_state_dict(weights, strict=True)
+
+    assert torch.equal(logits(model), before)
+
+
+def test_save_pretrained_writes_the_base_only(model, attach, tmp_path):
+    """`save_pretrained` under a saved adapter writes the file that the base alone would write, without a warning."""
+    model.save_pretrained(tmp_path / "before")
+    handle = attach()
+    lora_hub.save_adapter(handle, tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "after")
+
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_remove_leaves_no_trace(model, attach):
+    """After `remove` every module has its class, instance dict, parameters and `requires_grad` back, and its bits."""
+    next(model.parameters()).requires_grad_(False)
+    before, outputs, weights = anatomy(model), logits(model), state(model)
+    handle = attach()
+    changed = logits(model)
+    handle.remove()
+
+    assert anatomy(model) == before
+    assert same_bits(state(model), weights)
+    assert torch.equal(logits(model), outputs)
+    assert not torch.equal(changed, outputs)
+
+
+def test_first_of_two_can_be_removed(model, attach, saved):
+    """Removing one of two adapters leaves the other as if it had come alone."""
+    alone = lora_hub.apply_adapter(model, saved, name="other")
+    expected = logits(model)
+    alone.remove()
+    handle = attach()
+    lora_hub.apply_adapter(model, saved, name="other")
+    handle.remove()
+
+    assert torch.equal(logits(model), expected)
+
+
+def test_adapters_add_up(model, saved):
+    """Two active adapters give the base plus both deltas."""
+    base = models.logits(model)
+    lora_hub.apply_adapter(model, saved, name="one", scale=0.5)
+    half = logits(model)
+    lora_hub.apply_adapter(model, saved, name="two", scale=0.5)
+    both = logits(model)
+    whole = lora_hub.apply_adapter(model, saved, name="whole", active=False)
+
+    with lora_hub.use(model, whole):
+        assert torch.allclose(both, logits(model), atol=1e-6)
+    assert not torch.equal(half, base)
+
+
+def test_inactive_adapter_changes_nothing(model, saved):
+    """`active=False` only registers; setting `active` puts it into the default set."""
+    base = logits(model)
+    handle = lora_hub.apply_adapter(model, saved, active=False)
+    still = logits(model)
+    handle.active = True
+
+    assert torch.equal(still, base)
+    assert not torch.equal(logits(model), base)
+
+
+def test_adapters_lists_what_is_on_the_model(model, saved):
+    """`adapters` gives the handles by name; a bare model has none."""
+    none = dict(lora_hub.adapters(model))
+    handle = lora_hub.apply_adapter(model, saved)
+
+    assert none == {}
+    assert dict(lora_hub.adapters(model)) == {"saved": handle}
+
+
+def test_name_in_use_is_refused(model, saved):
+    """A second adapter of one name needs `replace=True`."""
+    lora_hub.apply_adapter(model, saved, name="task")
+
+    with pytest.raises(UsageError, match="replace=True"):
+        lora_hub.apply_adapter(model, saved, name="task")
+
+
+def test_replace_takes_the_old_one_off(model, saved):
+    """`replace=True` leaves exactly the new adapter, and kills the old handle."""
+    old = lora_hub.apply_adapter(model, saved, name="task")
+    new = lora_hub.apply_adapter(model, saved, name="task", scale=0.0, replace=True)
+
+    assert dict(lora_hub.adapters(model)) == {"task": new}
+    with pytest.raises(StateError, match="was removed"):
+        old.remove()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "-x", "a\n", "x" * 200])
+def test_bad_names_are_refused(model, saved, name):
+    """A name is made of letters, digits, `_`, `-` and `.`."""
+    with pytest.raises(UsageError, match="no name"):
+        lora_hub.add_adapter(model, name)
+
+
+def test_dotted_name_can_be_trained(model):
+    """A dot in a name is escaped in parameter names, where torch forbids it."""
+    lora_hub.add_adapter(model, "v1.2")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+
+    assert names
+    assert all(name.endswith("v1%2E2") for name in names)
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_whole_and_independent(model, attach, way):
+    """A copied model computes the same, has its own adapter, and gives back its own base."""
+    base = logits(model)
+    handle = attach()
+    expected = logits(model)
+    twin = _copy(model, way)
+    handle.remove()
+    found = logits(twin)
+    next(iter(lora_hub.adapters(twin).values())).remove()
+
+    assert torch.equal(found, expected)
+    assert torch.equal(logits(twin), base)
+    assert {type(m) for m in twin.modules()} == {type(m) for m in model.modules()}
+
+
+def _copy(model, way):
+    if way == "deepcopy":
+        return copy.deepcopy(model)
+    if way == "pickle":
+        return pickle.loads(pickle.dumps(model))
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def test_copied_trainable_adapter_trains_alone(model, adapter):
+    """Training a deep copy changes nothing in the original."""
+    twin = copy.deepcopy(model)
+    expected = logits(model)
+    models.randomise(models.adapter_parameters(twin), seed=9)
+
+    assert torch.equal(logits(model), expected)
+    assert not torch.equal(logits(twin), expected)
+
+
+def test_wrapped_models_are_seen_through(model, saved):
+    """`adapters` and `use` accept a model behind DDP's or a compiler's wrapper."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    handle = lora_hub.apply_adapter(model, saved)
+
+    assert lora_hub.adapters(Wrapper(Wrapper(model)))["saved"] is handle
+    with lora_hub.use(Wrapper(model), "saved"):
+        pass
+
+
+def test_use_without_adapters_says_so(model):
+    """`use` on a model without adapters is an error that says which model to pass."""
+    with pytest.raises(UsageError, match="no adapters"):
+        lora_hub.use(model, "task")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_model_may_be_cast_after_attaching(model, attach, dtype):
+    """`.to(dtype)` after attaching leaves a model that runs in the new dtype, close to the old outputs."""
+    attach()
+    before = logits(model)
+    after = logits(model.to(dtype))
+
+    assert after.dtype is dtype
+    assert torch.allclose(after.float(), before, atol=0.15 if dtype.itemsize == 2 else 1e-4)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_autocast(model, attach, cache):
+    """Under autocast the adapter runs in autocast's dtype, and the outputs stay close."""
+    attach()
+    expected = logits(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
+        found = logits(model)
+
+    assert torch.allclose(found.float(), expected, atol=0.15)
+
+
+def test_no_grad_and_inference_mode(model, attach):
+    """The adapter runs without autograd and in inference mode."""
+    attach()
+    expected = logits(model)
+    with torch.inference_mode():
+        found = model(input_ids=models.tokens()).logits
+
+    assert torch.equal(found, expected)
+
+
+def test_layers_on_other_devices_and_dtypes():
+    """A and B follow the input of each layer: here layers of one model compute in different dtypes."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    lora_hub.add_adapter(model, "task", targets=("0", "1"))
+    models.randomise(models.adapter_parameters(model))
+    model[1].to(torch.bfloat16)
+    x = torch.randn(3, 8)
+
+    assert model[1](model[0](x).bfloat16()).dtype is torch.bfloat16
+
+
+def test_factors_follow_the_input_to_its_device(model, saved):
+    """A and B are placed where each layer's input is, here on the meta device."""
+    handle = lora_hub.apply_adapter(model.to("meta"), saved)
+    outputs = [module(torch.empty(2, 48, device="meta")) for module in handle.modules.values()]
+
+    assert {output.device.type for output in outputs} == {"meta"}
+
+
+def test_offloaded_layers(family, tmp_path):
+    """Adapters for inference work over accelerate's CPU offload, attached before or after it, and come off."""
+    from accelerate import cpu_offload
+
+    model = family.build()
+    adapter = lora_hub.add_adapter(model, "task")
+    models.randomise(models.adapter_parameters(model))
+    expected = logits(model)
+    lora_hub.save_adapter(adapter, tmp_path / "saved")
+    adapter.remove()
+    base = logits(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    handle = lora_hub.apply_adapter(model, tmp_path / "saved")
+    found = logits(model)
+    handle.remove()
+
+    assert torch.equal(found, expected)
+    assert torch.equal(logits(model), base)
+
+
+def test_offloading_after_attaching(model, saved):
+    """Offload that comes after the adapter, and goes before it, changes nothing."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    base = logits(model)
+    handle = lora_hub.apply_adapter(model, saved)
+    expected = logits(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    found = logits(model)
+    remove_hook_from_submodules(model)
+    after = logits(model)
+    handle.remove()
+
+    assert torch.equal(found, expected)
+    assert torch.equal(after, expected)
+    assert torch.equal(logits(model), base)
+
+
+def test_training_on_offloaded_layers_is_refused(model):
+    """Parameters on an offloaded layer would never train, so this is an error; the model is as it was."""
+    from accelerate import cpu_offload
+
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    before = anatomy(model)
+
+    with pytest.raises(StateError, match="offloaded"):
+        lora_hub.add_adapter(model, "task")
+    assert anatomy(model) == before
+
+
+def test_hidden_forward_is_refused(model, saved):
+    """A `forward` in the instance dict would bypass the adapter silently: it fails closed, changing nothing."""
+    layer = next(m for p, m in model.named_modules() if p.endswith(("query", "c_attn", "q_proj")))
+    layer.forward = lambda x: x
+    before = anatomy(model)
+
+    with pytest.raises(CompatibilityError, match="never run"):
+        lora_hub.apply_adapter(model, saved)
+    assert anatomy(model) == before
+
+
+def test_class_swapped_after_us_is_refused(model, saved):
+    """If another library swapped the class after us, `remove` refuses, names the module and changes nothing."""
+    handle = lora_hub.apply_adapter(model, saved)
+    expected = logits(model)
+    module = next(iter(handle.modules.values()))
+    module.__class__ = type("Sharded", (type(module),), {})
+
+    with pytest.raises(StateError, match="Sharded"):
+        handle.remove()
+    assert torch.equal(logits(model), expected)
+
+
+def test_parameters_show_in_state_dict_on_demand(model, adapter):
+    """Inside `adapters_in_state_dict` trainable parameters are in `state_dict`, and loading expects them."""
+    with lora_hub.adapters_in_state_dict(model):
+        shown = state(model)
+        model.load_state_dict(shown, strict=True)
+    hidden = state(model)
+
+    assert {name for name in shown if "lora_" in name} == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert not any("lora_" in name for name in hidden)
+
+
+def test_repr_names_the_adapters(model, adapter):
+    """Printing the model shows which modules carry which adapters."""
+    assert ") + task" in repr(model)
+    assert "task" in repr(adapter)
+
+
+def test_adapter_of_the_backbone_says_where_it_belongs(tmp_path):
+    """An adapter made for the bare backbone, applied to the model with a head, is refused with the right remedy."""
+    model = models.bert()
+    adapter = lora_hub.add_adapter(model.bert, "task")
+    lora_hub.save_adapter(adapter, tmp_path / "saved")
+    adapter.remove()
+
+    with pytest.raises(CompatibilityError, match="model.bert"):
+        lora_hub.apply_adapter(model, tmp_path / "saved")
+    assert lora_hub.apply_adapter(model.bert, tmp_path / "saved").name == "saved"
+
+
+def test_unknown_model_type_needs_module_names():
+    """Parts need a plugin; the error of a model without one says what to do, and names of modules work."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+
+    with pytest.raises(UsageError, match="lora-hub plugins"):
+        lora_hub.add_adapter(model, "task")
+    assert list(lora_hub.add_adapter(model, "task", targets=("0",)).modules) == ["0"]
+
+
+def test_target_that_names_nothing_is_refused(model):
+    """A typo beside a valid target is an error that lists what there is."""
+    with pytest.raises(CompatibilityError, match="`q_porj` names nothing"):
+        lora_hub.add_adapter(model, "task", targets=("q", "q_porj"))
+
+
+def test_targets_as_a_string_is_refused(model):
+    """`targets="qv"` would mean two targets to Python and one to a reader."""
+    with pytest.raises(UsageError, match="string"):
+        lora_hub.add_adapter(model, "task", targets="qv")
+
+
+def test_shared_layer_is_adapted_once():
+    """A module that stands at two paths is one module: it gets one adapter."""
+    layer = torch.nn.Linear(4, 4)
+    model = torch.nn.ModuleDict({"one": layer, "two": layer})
+    handle = lora_hub.add_adapter(model, "task", targets=("one",))
+
+    assert list(handle.modules) == ["one"]

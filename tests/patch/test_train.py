@@ -1,0 +1,261 @@
+"""Training: the base is frozen, A and B learn, and heads too if asked."""
+
+import models
+import pytest
+import torch
+from models import logits, same_bits, state
+
+import lora_hub
+from lora_hub.errors import CompatibilityError, UnsavedAdapterWarning, UsageError
+
+
+def loss(model, ids=None):
+    """A loss of any of the three families."""
+    return model(input_ids=models.tokens() if ids is None else ids).logits.square().mean()
+
+
+def train(model, steps=3):
+    """Train the adapter with a plain loop."""
+    optimizer = torch.optim.AdamW(models.adapter_parameters(model), lr=1e-2)
+    for _ in range(steps):
+        loss(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_new_adapter_changes_nothing(model):
+    """B is zero at the start, so the outputs are the base's bit for bit."""
+    expected = logits(model)
+    lora_hub.add_adapter(model, "task", targets=("q", "k", "v", "o"))
+
+    assert torch.equal(logits(model), expected)
+
+
+def test_new_factors_are_random_and_zero(model):
+    """A is random, B is zero, and two adapters draw different A."""
+    lora_hub.add_adapter(model, "one")
+    lora_hub.add_adapter(model, "two")
+    named = dict(model.named_parameters())
+    A = {n: p for n, p in named.items() if "lora_A" in n}
+
+    assert all((p != 0).any() for p in A.values())
+    assert all((p == 0).all() for n, p in named.items() if "lora_B" in n)
+    assert not any(torch.equal(p, A[n.replace("one", "two")]) for n, p in A.items() if n.endswith("one"))
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o"), ("k",), ("o",)])
+def test_only_a_and_b_get_gradients(model, targets):
+    """Every A and B gets a gradient, nothing else does."""
+    lora_hub.add_adapter(model, "task", targets=targets)
+    models.randomise(models.adapter_parameters(model))
+    loss(model).backward()
+    got = {name for name, p in model.named_parameters() if p.grad is not None}
+
+    assert got == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_parameter_count_is_r_times_in_plus_out(family):
+    """A and B of q and v hold r x (in + out) numbers each; on a fused projection the parts count, not the module."""
+    model = family.build()
+    handle = lora_hub.add_adapter(model, "task", r=4)
+    widths = {"bert": (48, 48), "gpt2": (48, 48), "llama": (64, 32)}
+    name = next(key for key, value in models.FAMILIES.items() if value is family)
+
+    assert handle.parameter_count() == sum(4 * (48 + width) for width in widths[name]) * 2
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_scaling(rslora):
+    """The delta is alpha/r BA x, or alpha/√r BA x with rsLoRA."""
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False)).double()
+    handle = lora_hub.add_adapter(layer, "task", r=4, lora_alpha=3, targets=("0",), use_rslora=rslora)
+    models.randomise(models.adapter_parameters(layer))
+    (A, B) = (tensor for _, tensor in handle.tensors())
+    x = torch.randn(2, 6, dtype=torch.float64)
+    expected = x @ layer[0].weight.T + (3 / 2 if rslora else 3 / 4) * x @ A.T @ B.T
+
+    assert torch.allclose(layer(x), expected, rtol=1e-12)
+
+
+def test_training_moves_the_adapter_only(model):
+    """After training the outputs changed, and every bit of the base is as it was."""
+    before, expected = state(model), logits(model)
+    handle = lora_hub.add_adapter(model, "task")
+    train(model)
+
+    assert not torch.equal(logits(model), expected)
+    assert same_bits(state(model), before)
+    handle.remove()
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(family, reentrant):
+    """With gradient checkpointing of transformers, in both modes, the gradients are those without it."""
+    plain, checkpointed = family.build(), family.build()
+    found = []
+    for model in (plain, checkpointed):
+        lora_hub.add_adapter(model, "task")
+        models.randomise(models.adapter_parameters(model))
+        model.train()
+        if model is checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        loss(model).backward()
+        found.append([p.grad for p in models.adapter_parameters(model)])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_trains_in_float32_on_a_bfloat16_base(family):
+    """A and B are float32 on a low-precision base, and get float32 gradients."""
+    model = family.build().to(torch.bfloat16)
+    lora_hub.add_adapter(model, "task")
+    models.randomise(models.adapter_parameters(model))
+    loss(model).backward()
+    parameters = models.adapter_parameters(model)
+
+    assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.float32}
+
+
+def test_trains_under_autocast(model):
+    """Under autocast every A and B gets a gradient."""
+    lora_hub.add_adapter(model, "task")
+    models.randomise(models.adapter_parameters(model))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(model).backward()
+
+    assert all(p.grad.abs().sum() > 0 for p in models.adapter_parameters(model))
+
+
+def test_dropout_acts_in_training_only(model):
+    """`lora_dropout` makes outputs random in training mode, and does nothing in evaluation mode."""
+    lora_hub.add_adapter(model, "task", lora_dropout=0.5)
+    models.randomise(models.adapter_parameters(model))
+    quiet = [logits(model) for _ in range(2)]
+    model.train()
+    noisy = [logits(model) for _ in range(2)]
+
+    assert torch.equal(*quiet)
+    assert not torch.equal(*noisy)
+
+
+def test_applied_adapter_can_be_trained_on(model, saved):
+    """`apply_adapter(trainable=True)` makes parameters of A and B, equal at the start and free to move."""
+    lora_hub.apply_adapter(model, saved).remove()
+    frozen = lora_hub.apply_adapter(model, saved, name="frozen")
+    expected = logits(model)
+    frozen.remove()
+    handle = lora_hub.apply_adapter(model, saved, name="moving", trainable=True)
+    start = logits(model)
+    train(model)
+
+    assert torch.equal(start, expected)
+    assert not torch.equal(logits(model), expected)
+    assert handle.has_unsaved_changes()
+
+
+def test_requires_grad_comes_back_with_the_last_trainable_adapter(model):
+    """The base stays frozen while one trainable adapter is left; then each parameter is as it was."""
+    frozen = next(model.parameters()).requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    one, two = lora_hub.add_adapter(model, "one"), lora_hub.add_adapter(model, "two")
+    one.remove()
+    between = {p.requires_grad for n, p in model.named_parameters() if "lora_" not in n}
+    two.remove()
+
+    assert between == {False}
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert not frozen.requires_grad
+
+
+# Heads
+
+
+def test_head_starts_as_the_base_and_learns():
+    """A head in `modules_to_save` starts from the base's values and gets gradients; the base's own does not."""
+    model = models.bert()
+    expected, before = logits(model), state(model)
+    handle = lora_hub.add_adapter(model, "task", modules_to_save=("classifier",))
+    start = logits(model)
+    train(model)
+    trained = logits(model)
+    changed = {name for name, tensor in handle.tensors() if name.startswith("classifier") and not torch.equal(tensor, before[name])}
+    handle.remove()
+
+    assert torch.equal(start, expected)
+    assert not torch.equal(trained, expected)
+    assert changed == {"classifier.weight", "classifier.bias"}
+    assert same_bits(state(model), before)
+
+
+def test_head_follows_use():
+    """Under `use(model, None)` the base's own head runs."""
+    model = models.llama_classifier()
+    expected = logits(model)
+    lora_hub.add_adapter(model, "task", modules_to_save=("score",))
+    models.randomise(models.adapter_parameters(model))
+    with lora_hub.use(model, None):
+        assert torch.equal(logits(model), expected)
+
+
+def test_head_with_children():
+    """A head of several layers is replaced as a whole, and its parts stay where they are in the module tree."""
+    model = models.bert()
+    names = [name for name, _ in model.named_modules()]
+    base = logits(model)
+    handle = lora_hub.add_adapter(model, "task", targets=("q",), modules_to_save=("bert.pooler",))
+    models.randomise([p for n, p in model.named_parameters() if "pooler" in n and p.requires_grad])
+
+    assert [name for name, _ in model.named_modules()] == names
+    assert not torch.equal(logits(model), base)
+    assert {n for n, _ in handle.tensors() if "pooler" in n} == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def test_unknown_head_is_refused():
+    """A head that the model does not have is an error that lists its parts."""
+    with pytest.raises(CompatibilityError, match="bert, dropout, classifier"):
+        lora_hub.add_adapter(models.bert(), "task", modules_to_save=("clasifier",))
+
+
+def test_head_of_another_size_is_refused(tmp_path):
+    """A classifier with another number of labels does not fit, and the error names the remedy."""
+    model = models.bert()
+    handle = lora_hub.add_adapter(model, "task", modules_to_save=("classifier",))
+    lora_hub.save_adapter(handle, tmp_path / "saved")
+    other = models.bert()
+    other.classifier = torch.nn.Linear(48, 5)
+
+    with pytest.raises(CompatibilityError, match="num_labels"):
+        lora_hub.apply_adapter(other, tmp_path / "saved")
+    assert dict(lora_hub.adapters(other)) == {}
+
+
+# Warnings and arguments
+
+
+def test_save_pretrained_warns_of_unsaved_training(model, tmp_path):
+    """`save_pretrained` with a trained and unsaved adapter warns and names `save_adapter`; once saved it is silent."""
+    handle = lora_hub.add_adapter(model, "task")
+    model.save_pretrained(tmp_path / "untrained")
+    train(model)
+    with pytest.warns(UnsavedAdapterWarning, match="save_adapter"):
+        model.save_pretrained(tmp_path / "unsaved")
+    lora_hub.save_adapter(handle, tmp_path / "adapter")
+
+    model.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"r": 0}, {"r": -1}, {"r": 2.5}, {"r": True}, {"lora_dropout": 1.0}, {"lora_dropout": -0.1}, {"targets": ()},
+     {"lora_alpha": float("nan")}],
+)  # fmt: skip
+def test_bad_numbers_are_refused(model, options):
+    """Ranks, alphas and probabilities out of range are usage errors; the model is as it was."""
+    before = state(model)
+
+    with pytest.raises(UsageError):
+        lora_hub.add_adapter(model, "task", **options)
+    assert dict(lora_hub.adapters(model)) == {}
+    assert same_bits(state(model), before)
+    assert all(p.requires_grad for p in model.parameters())
