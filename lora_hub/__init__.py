@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.hookspecs import hookimpl
     from lora_hub.patch.applied_adapter import AppliedAdapter
-    from lora_hub.patch.choice import use
     from lora_hub.patch.model_patch import adapters, adapters_in_state_dict
     from lora_hub.patch.save import save_adapter
     from lora_hub.patch.train import add_adapter
-    from lora_hub.trainer import AdapterTrainerMixin
+    from lora_hub.patch.use import use
     from lora_hub.reference import AdapterRef
+    from lora_hub.trainer import AdapterTrainerMixin
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ _HOMES = {
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
     "save_adapter": "lora_hub.patch.save",
-    "use": "lora_hub.patch.choice",
+    "use": "lora_hub.patch.use",
 }
 
 __all__ = [
@@ -73,16 +73,10 @@ def __getattr__(name: str) -> object:
         return import_module("lora_hub.errors")
     if name not in _HOMES:
         raise AttributeError(f"module `lora_hub` has no attribute `{name}`")
-    try:
-        value = getattr(import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        from lora_hub.errors import MissingExtraError
+    from lora_hub.errors import needs_torch
 
-        if error.name not in {"torch", "transformers", "safetensors"}:
-            raise
-        raise MissingExtraError(
-            f"`lora_hub.{name}` needs the package `{error.name}`", hint="pip install 'lora-hub[torch]'"
-        ) from error
+    with needs_torch(f"`lora_hub.{name}`"):
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import MissingExtraError
+from lora_hub.errors import needs_torch
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import transfer
 from lora_hub.registry.registry import Registry, open_registry
@@ -76,8 +76,8 @@ def apply_adapter(
 ) -> AppliedAdapter:
     """Return a handle on the adapter that *source* names, now attached to *model*.
 
-    Computes ``W x + scale * (lora_alpha / r) B A x`` in every module that the adapter has tensors for. Names, classes by
-    `isinstance` and ``state_dict`` keys of the base stay; ``adapter.remove()`` gives back the same bits.
+    Computes ``W x + scale * (lora_alpha / r) B A x`` in every module that the adapter has tensors for. Names, classes
+    by `isinstance` and ``state_dict`` keys of the base stay; ``adapter.remove()`` gives back the same bits.
 
     Args:
         model: A model of transformers, or any module with linear modules of the same paths and shapes.
@@ -94,10 +94,8 @@ def apply_adapter(
         CompatibilityError: It does not fit this model, which is as it was.
         MalformedError, IntegrityError, NotFoundError: There is no such adapter, or not a whole one.
     """
-    try:
+    with needs_torch("applying an adapter"):
         from lora_hub.patch.attach import apply
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("applying an adapter needs torch", hint="pip install 'lora-hub[torch]'") from error
     adapter = source if isinstance(source, VerifiedAdapter) else load(source, registry=registry)
     return apply(
         model,

@@ -26,7 +26,11 @@ The number is the exit code of the command line. `hint` says what to do next, mo
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
+
+_READ_AGAIN = "the file is damaged, or neither lora-hub nor PEFT wrote it: save or download it again"
 
 
 class LoraHubError(Exception):
@@ -105,7 +109,7 @@ class DocumentError(MalformedError):
     """A document is malformed; ``context`` is the path of the offending value."""
 
     def __init__(self, message: str, *, context: str = "", hint: str | None = None) -> None:
-        super().__init__(f"`{context}`: {message}" if context else message, hint=hint)
+        super().__init__(f"`{context}`: {message}" if context else message, hint=hint or _READ_AGAIN)
         self.context = context
 
 
@@ -133,6 +137,20 @@ class MachineError(LoraHubError):
 
 class UnsavedAdapterWarning(UserWarning):
     """A trained adapter is about to be left out of what is being saved."""
+
+
+@contextmanager
+def needs_torch(what: str) -> Iterator[None]:
+    """Turn the absence of a package of the extra `torch` into an error that names *what* needs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"torch", "transformers", "safetensors"}:
+            raise
+        raise MissingExtraError(
+            f"{what} needs the package `{package}`", hint="pip install 'lora-hub[torch]'"
+        ) from error
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

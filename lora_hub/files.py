@@ -33,7 +33,7 @@ def read_file(path: Path, *, limit: int) -> bytearray:
         MachineError: The file cannot be read.
     """
     try:
-        with machine_errors(), open(path, "rb", opener=_open_without_blocking) as file:  # noqa: PTH123 - Path.open has no opener
+        with machine_errors(), open(path, "rb", opener=_open_without_blocking) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
@@ -118,7 +118,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_leftovers(staging: Path, *, older_than: float) -> int:
-    """Remove what killed processes left under *staging* more than *older_than* seconds ago; return how many there were."""
+    """Remove what killed processes left under *staging* over *older_than* seconds ago; return how many there were."""
     now = time.time()
     leftovers = [child for child in staging.iterdir() if _age(child, now) > older_than] if staging.is_dir() else []
     for leftover in leftovers:

@@ -65,8 +65,8 @@ class Plugins:
             broken = "".join(f"; the plugin {plugin} is broken: {plugin.error}" for plugin in self.broken)
             raise PluginError(
                 f"no plugin describes the model type `{model_type}`{broken}",
-                hint="run `lora-hub plugins` to see what is described; name the modules themselves as targets, or add a "
-                "plugin (README, “Add an architecture”)",
+                hint="run `lora-hub plugins` to see what is described; name the modules themselves as targets, or add "
+                "a plugin (README, “Add an architecture”)",
             )
         return claims[0][1]
 

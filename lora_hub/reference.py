@@ -77,7 +77,7 @@ def _parse_selector(text: str) -> Selector:
 
 
 def is_path(text: str | Path) -> bool:
-    """Whether *text* names a directory rather than an adapter: a `Path`, or a string that starts with ``.`` or ``/``."""
+    """Whether *text* names a directory, not an adapter: a `Path`, or a string that starts with ``.`` or ``/``."""
     return isinstance(text, Path) or text.startswith((".", "/"))
 
 

@@ -69,7 +69,7 @@ class VersionRange:
             raise InvalidReferenceError(f"`{text}` is neither a version nor a range", hint=_HINT)
         caret, *written = match.groups()
         numbers = [int(number) for number in written if number is not None]
-        low = Version(*numbers, *[0] * (3 - len(numbers)))
+        low = _padded(numbers)
         return cls(text, low, _successor(numbers, _fixed(numbers) if caret else len(numbers)))
 
     def __contains__(self, version: Version) -> bool:
@@ -85,5 +85,9 @@ def _fixed(numbers: list[int]) -> int:
 
 
 def _successor(numbers: list[int], fixed: int) -> Version:
-    head = [*numbers[: fixed - 1], numbers[fixed - 1] + 1]
-    return Version(*head, *[0] * (3 - len(head)))
+    return _padded([*numbers[: fixed - 1], numbers[fixed - 1] + 1])
+
+
+def _padded(numbers: list[int]) -> Version:
+    major, minor, patch = (*numbers, 0, 0)[:3]
+    return Version(major, minor, patch)

@@ -24,6 +24,7 @@ class KillAt(TrainerCallback):
         self.step = step
 
     def on_save(self, args, state, control, **kwargs):
+        """Called by Trainer after each checkpoint."""
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -43,26 +43,24 @@ def run(words: list[str]) -> int:
         cli.main(words, prog_name="lora-hub", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        _say(_from_click(error), words)
-        return UsageError.exit_code
-    except LoraHubError as error:
-        _say(error, words)
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; let the interpreter not complain about it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        _say(machine_error(error), words)
-        return machine_error(error).exit_code
+    except (click.ClickException, LoraHubError, OSError) as error:
+        ours = _in_our_words(error)
+        _say(ours, words)
+        return ours.exit_code
     return 0
 
 
-def _from_click(error: click.ClickException) -> UsageError:
+def _in_our_words(error: click.ClickException | LoraHubError | OSError) -> LoraHubError:
+    if isinstance(error, LoraHubError):
+        return error
+    if isinstance(error, OSError):
+        return machine_error(error)
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "lora-hub"
     return UsageError(error.format_message(), hint=f"run `{path} --help`")

@@ -52,7 +52,9 @@ def verify(as_json: bool) -> None:
     checked = list(default_store().verify())
     broken = [(digest, error) for digest, error in checked if error is not None]
     document = {"checked": len(checked), "broken": [{"digest": d, "problem": e.message} for d, e in broken]}
-    lines = [f"{digest}  {error.message}" for digest, error in broken] + [f"{len(checked)} checked, {len(broken)} broken"]
+    lines = [f"{digest}  {error.message}" for digest, error in broken] + [
+        f"{len(checked)} checked, {len(broken)} broken"
+    ]
     print_data(document, lambda: "\n".join(lines), as_json=as_json)
     if broken:
         raise IntegrityError(
@@ -75,7 +77,9 @@ def remove(refs: tuple[str, ...], as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--days", type=click.IntRange(min=0), default=30, show_default=True, help="Unused for at least this long.")
+@click.option(
+    "--days", type=click.IntRange(min=0), default=30, show_default=True, help="Unused for at least this long."
+)
 @json_option
 def prune(days: int, as_json: bool) -> None:
     """Remove adapters that were not used lately, and what killed processes left behind."""

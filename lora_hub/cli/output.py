@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,9 +15,15 @@ registry_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors are JSON on stderr as well.")
 
 
-def print_data(document: Any, text: Callable[[], str], *, as_json: bool) -> None:  # noqa: ANN401 - any JSON
+def print_data(document: object, text: Callable[[], str], *, as_json: bool) -> None:
     """Print *document* as JSON, or what *text* makes of it."""
     click.echo(json.dumps(document, indent=2, sort_keys=True) if as_json else text())
+
+
+def progress(items: Sequence[Any], label: str) -> Iterator[Any]:
+    """Yield *items* under a progress bar on stderr; without a terminal only the label is shown."""
+    with click.progressbar(items, label=label.ljust(34), file=sys.stderr) as bar:
+        yield from bar
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:

@@ -15,19 +15,14 @@ def plugins(as_json: bool) -> None:
     from lora_hub.plugin_manager import plugins as load
 
     found = load()
+    types = {plugin: [t for a in plugin.architectures for t in a.model_types] for plugin in found.plugins}
     document = [
-        {
-            "name": plugin.name,
-            "module": plugin.module,
-            "distribution": plugin.distribution,
-            "model_types": [m for architecture in plugin.architectures for m in architecture.model_types],
-            "error": plugin.error,
-        }
-        for plugin in found.plugins
+        {"name": p.name, "module": p.module, "distribution": p.distribution, "model_types": types[p], "error": p.error}
+        for p in found.plugins
     ]
     rows = [
-        (p["name"], p["module"], p["distribution"], f"broken: {p['error']}" if p["error"] else ", ".join(p["model_types"]))  # type: ignore[arg-type]
-        for p in document
+        (p.name, p.module, p.distribution, f"broken: {p.error}" if p.error else ", ".join(types[p]))
+        for p in found.plugins
     ]
     print_data(document, lambda: table(rows, ("PLUGIN", "MODULE", "DISTRIBUTION", "MODEL TYPES")), as_json=as_json)
     for model_type, claims in found.claims().items():

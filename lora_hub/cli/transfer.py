@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, printable, registry_option, size, table
+from lora_hub.cli.output import json_option, print_data, printable, progress, registry_option, size, table
 
 if TYPE_CHECKING:
     from lora_hub.documents.verified_adapter import VerifiedAdapter
@@ -42,7 +42,7 @@ def pull(refs: tuple[str, ...], registry: str | None, as_json: bool) -> None:
     """
     from lora_hub import api
 
-    pulled = [api.pull(ref, registry=registry) for ref in _with_progress(refs, "Pulling")]
+    pulled = [api.pull(ref, registry=registry) for ref in (progress(refs, "Pulling") if len(refs) > 1 else refs)]
     document = [{"reference": str(p.reference), "digest": p.digest, "path": str(p.path)} for p in pulled]
     print_data(document, lambda: "\n".join(f"{p.reference}  {p.digest}  {p.path}" for p in pulled), as_json=as_json)
 
@@ -79,12 +79,6 @@ def info(ref: str, registry: str | None, as_json: bool) -> None:
 
 
 COMMANDS = (push, pull, list_, info)
-
-
-def _with_progress(refs: tuple[str, ...], label: str) -> Any:  # noqa: ANN401 - an iterator over refs
-    """Yield *refs* under a progress bar on stderr; without a terminal there is none."""
-    with click.progressbar(refs, label=label, file=click.get_text_stream("stderr"), hidden=len(refs) == 1) as bar:
-        yield from bar
 
 
 def _describe(adapter: VerifiedAdapter) -> dict[str, Any]:

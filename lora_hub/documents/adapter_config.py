@@ -20,9 +20,9 @@ MAX_CONFIG = 4 * 1024 * 1024  # bytes; a list of full module paths of a large mo
 # Keys that we implement; `_parse` reads each of them.
 IMPLEMENTED = frozenset(
     {
-        "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern",
-        "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
-        "lora_dropout",
+        "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora",
+        "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "modules_to_save", "lora_dropout",
     }
 )  # fmt: skip
 
@@ -204,8 +204,8 @@ def _refuse_foreign_mathematics(document: Mapping[str, Any]) -> None:
     for key, accepted in REQUIRED.items():
         if key in document and not _is_one_of(document[key], accepted):
             raise MalformedError(
-                f"`{CONFIG_NAME}` sets {printable(key)} to {printable(document[key])}, which lora-hub does not implement; "
-                f"accepted: {', '.join(printable(value) for value in accepted)}",
+                f"`{CONFIG_NAME}` sets {printable(key)} to {printable(document[key])}, which lora-hub does not "
+                f"implement; accepted: {', '.join(printable(value) for value in accepted)}",
                 hint="convert the adapter to plain LoRA, for example with `peft.convert_to_lora`",
             )
     for key in sorted(document.keys() - IMPLEMENTED - INERT - REQUIRED.keys()):

@@ -1,7 +1,8 @@
-"""Which tensors an adapter holds and what each of them is for: PEFT's keys, checked until every tensor has one purpose."""
+"""Which tensors an adapter holds and what each is for: PEFT's keys, checked until every tensor has one purpose."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -65,8 +66,8 @@ def read_layout(
     """Return what each of *tensors* is for.
 
     Raises:
-        MalformedError: A tensor has no purpose or two, lacks its counterpart, has a shape that contradicts the config, or
-            a target of the config has no tensor.
+        MalformedError: A tensor has no purpose or two, lacks its counterpart, has a shape that contradicts the config,
+            or a target of the config has no tensor.
     """
     pairs, saved = _sort_keys(config, tensors)
     slices = _slices_by_module(groups, pairs)
@@ -181,7 +182,7 @@ def _check_slices(
     is_right = (
         sum(part.r for part in slices) == r
         and rows[-1][1] <= out_features
-        and all(one[1] <= two[0] for one, two in zip(rows, rows[1:], strict=False))
+        and all(one[1] <= two[0] for one, two in itertools.pairwise(rows))
         and all(
             math.isclose(scaling(part.r, part.alpha, use_rslora=use_rslora), factor, rel_tol=1e-12) for part in slices
         )

@@ -1,14 +1,14 @@
-"""How PEFT's config names modules, decided without ever running a regular expression from a file.
+r"""How PEFT's config names modules, decided without ever running a regular expression from a file.
 
 PEFT: a list entry matches a module whose path is the entry or ends with ``.entry``; a key of ``rank_pattern`` or
-``alpha_pattern`` matches a path ``m`` when ``re.match(r"(.*\\.)?(key)$", m)`` does (peft/tuners/tuners_utils.py,
-``get_pattern_key``). Nearly all keys in the wild are plain names. A key that needs a real regular expression is refused.
+``alpha_pattern`` matches a path ``m`` when ``re.match(r"(.*\.)?(key)$", m)`` does (peft/tuners/tuners_utils.py,
+``get_pattern_key``). Nearly all keys in the wild are plain names; one that needs a real regular expression is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,13 +18,13 @@ _ANY = ""  # an unescaped dot: any one character
 _PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-_])+\$?", re.ASCII)
 
 
-def is_named(path: str, entries: Set[str]) -> bool:
+def is_named(path: str, entries: AbstractSet[str]) -> bool:
     """Whether one of *entries* names the module at *path*: its whole path, or the last components of it."""
     return not entries.isdisjoint(names_of(path))
 
 
 def names_of(path: str) -> list[str]:
-    """Return every entry that would name the module at *path*: the path, and what is left without leading components."""
+    """Return every entry that would name the module at *path*: the path itself, and each of its endings."""
     components = path.split(".")
     return [".".join(components[start:]) for start in range(len(components))]
 
@@ -46,8 +46,8 @@ class ModulePattern:
                 hint="write one key for each module name it stands for",
             )
         body = key.removeprefix("^").removesuffix("$")
-        tokens = re.findall(r"\\?.", body)
-        characters = tuple(_ANY if token == "." else token[-1] for token in tokens)
+        written = re.findall(r"\\?.", body)
+        characters = tuple(_ANY if character == "." else character[-1] for character in written)
         return cls(key, characters, key.startswith("^"))
 
     def matches(self, path: str) -> bool:
@@ -56,7 +56,7 @@ class ModulePattern:
         is_at_boundary = start == 0 or (start > 0 and path[start - 1] == "." and not self.is_anchored)
         return is_at_boundary and all(c in (_ANY, path[start + i]) for i, c in enumerate(self.characters))
 
-    @staticmethod
-    def literal(path: str) -> str:
-        """Return the key that matches exactly the module at *path* (and paths that end with it)."""
-        return path.replace(".", r"\.")
+    @classmethod
+    def exactly(cls, path: str) -> Self:
+        """Return the pattern that matches the module at *path* and no other."""
+        return cls.parse("^" + path.replace(".", r"\."), where=path)

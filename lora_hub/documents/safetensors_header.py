@@ -1,6 +1,6 @@
 """The header of a safetensors file, read by hand: no torch, no allocation that a hostile length could choose.
 
-Format: https://huggingface.co/docs/safetensors, "Format": 8 bytes little-endian length N, N bytes of JSON, tensor bytes.
+https://huggingface.co/docs/safetensors, "Format": a little-endian length N of 8 bytes, N bytes of JSON, the tensors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def read_header(content: Bytes) -> dict[str, TensorInfo]:
     """Return the tensors of the safetensors file *content*, by name.
 
     Raises:
-        MalformedError: Truncated, bytes that belong to no tensor, overlapping tensors, a dtype that no adapter has, or a
-            header beyond `MAX_HEADER` bytes or `MAX_TENSORS` tensors.
+        MalformedError: Truncated, bytes that belong to no tensor, overlapping tensors, a dtype that no adapter has, or
+            a header beyond `MAX_HEADER` bytes or `MAX_TENSORS` tensors.
     """
     if len(content) < _LENGTH:
         raise MalformedError(f"the safetensors file is truncated: {len(content)} bytes", hint=_HINT)

@@ -1,4 +1,4 @@
-"""The only thing that loading accepts: the bytes of one adapter, proven against its manifest and read to the last key."""
+"""The only thing that loading accepts: the bytes of one adapter, proven against its manifest and fully read."""
 
 from __future__ import annotations
 

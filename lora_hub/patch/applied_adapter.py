@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from lora_hub.documents.manifest import BaseModel
 from lora_hub.errors import StateError
+from lora_hub.patch.bits import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +31,7 @@ class AdapterInfo:
     use_rslora: bool = False
     lora_dropout: float = 0.0
     task_type: str | None = None
-    base: BaseModel = BaseModel()
+    base: BaseModel = BaseModel()  # noqa: RUF009 - frozen, so it may be shared
     license: str | None = None
     source: str = "this process"
     digest: str | None = None
@@ -122,7 +120,7 @@ class AppliedAdapter:
         """Take the delta out of the weights again: the original bits, or those of what stays merged.
 
         Raises:
-            StateError: Not merged, or a merged weight was changed since; with *force* the original comes back all the same.
+            StateError: Not merged, or a merged weight was changed since; with *force* the original comes back anyway.
         """
         self.patch.unmerge(self, force=force)
 
@@ -140,11 +138,7 @@ class AppliedAdapter:
 
     def state_digest(self) -> str:
         """Return a digest of all values of the adapter."""
-        digest = hashlib.sha256()
-        for name, tensor in self.tensors():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self.tensors())
 
     def __repr__(self) -> str:
         state = (

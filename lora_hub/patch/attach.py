@@ -171,9 +171,15 @@ def _predecessor(model: nn.Module, handle: AppliedAdapter, *, replace: bool) -> 
 
 
 def _find_linear_modules(model: nn.Module, modules: Mapping[str, tuple[Pair, ...]]) -> dict[str, nn.Module]:
-    found = {}
+    found: dict[str, nn.Module] = {}
+    paths: dict[int, str] = {}
     for path, pairs in modules.items():
         module = found[path] = _find(model, path)
+        if paths.setdefault(id(module), path) != path:
+            raise CompatibilityError(
+                f"`{path}` and `{paths[id(module)]}` are one module in this model, the adapter has tensors for both",
+                hint=_OTHER_BASE,
+            )
         if not is_linear(module):
             raise CompatibilityError(
                 f"`{path}` is a {type(module).__name__} in this model, LoRA attaches to linear modules",
@@ -244,7 +250,7 @@ def _check_base(model: nn.Module, adapter: VerifiedAdapter, *, allow_other_base:
 
 
 def _check_coverage(model: nn.Module, config: AdapterConfig, modules: Mapping[str, object]) -> None:
-    """Every module of the model that the config targets must have its tensors: a part of an adapter is another adapter."""
+    """Every module that the config targets must have its tensors: a part of an adapter is another adapter."""
     targeted = config.targets(linear_modules(model)) or frozenset()
     missing = sorted(targeted - modules.keys())
     if missing:

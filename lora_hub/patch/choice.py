@@ -9,7 +9,6 @@ forwards that this node starts see that choice again.
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
@@ -20,11 +19,8 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from lora_hub.errors import UsageError
-from lora_hub.patch.applied_adapter import AppliedAdapter
-
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lora_hub.patch.model_patch import ModelPatch
 
@@ -62,6 +58,9 @@ class _Recomputation:
 _EVERYTHING_DEFAULT = _Scope(MappingProxyType({}))
 _scope: ContextVar[_Scope] = ContextVar("lora_hub_choice", default=_EVERYTHING_DEFAULT)
 _recomputation: ContextVar[_Recomputation | None] = ContextVar("lora_hub_recomputation", default=None)
+
+
+_hooks_are_allowed: Callable[[], bool] = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled")  # noqa: B009, SLF001 - the stubs lack it
 
 
 def chosen(patch: ModelPatch) -> Choice | None:
@@ -137,40 +136,8 @@ class Use:
 def _start_recording() -> saved_tensors_hooks | None:
     """Let autograd's saved tensors carry the choice, where autograd records and allows hooks."""
     # torch.func transforms forbid hooks; they cannot be checkpointed either.
-    if not torch.is_grad_enabled() or not torch._C._autograd._saved_tensors_hooks_is_enabled():  # noqa: SLF001
+    if not torch.is_grad_enabled() or not _hooks_are_allowed():
         return None
     hooks = saved_tensors_hooks(_pack, _unpack)
     hooks.__enter__()
     return hooks
-
-
-def use(model: nn.Module, choice: str | AppliedAdapter | Mapping[str, float] | None) -> Use:
-    """Return a context manager in which exactly the chosen adapters of *model* run.
-
-    Args:
-        model: A model with adapters, also wrapped (compiled, DDP).
-        choice: A name, a handle, a weighted sum such as ``{"task": 0.7, "style": 0.3}``, or None for the bare base. The
-            factor of an adapter is weight x scale x scaling.
-
-    The choice holds in the calling thread or asyncio task, and for the backward of what was computed under it.
-
-    Raises:
-        UsageError: An unknown name, or a weight that is no finite number.
-        StateError: A merged adapter would have to be off, or two chosen adapters replace the same head.
-    """
-    from lora_hub.patch.model_patch import find_patch
-
-    return Use(find_patch(model), Choice(_weights(choice)))
-
-
-def _weights(choice: str | AppliedAdapter | Mapping[str, float] | None) -> dict[str, float]:
-    if choice is None:
-        return {}
-    if isinstance(choice, AppliedAdapter):
-        return {choice.name: 1.0}
-    if isinstance(choice, str):
-        return {choice: 1.0}
-    for name, weight in choice.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UsageError(f"the weight of `{name}` is {weight!r}, expected a finite number")
-    return dict(choice)

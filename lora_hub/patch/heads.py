@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_hub.errors import CompatibilityError
+from lora_hub.errors import CompatibilityError, StateError
+from lora_hub.patch.layer import bare_copy
 
 
 class Replacement:
@@ -20,7 +20,9 @@ class Replacement:
     """
 
     def __init__(self, module: nn.Module, values: Mapping[str, Tensor] | None, path: str) -> None:
-        self._copy = copy.deepcopy(module).requires_grad_(False)
+        if any(parameter.device.type == "meta" for parameter in module.parameters()):
+            raise StateError(f"`{path}` is offloaded, so it cannot be replaced", hint="load the model on a device")
+        self._copy = bare_copy(module).requires_grad_(False)
         # The tensors as they were read: the copy computes in the base's dtype, a save gives back what was read.
         self._stored = dict(values) if values is not None else None
         if values is not None:

@@ -1,13 +1,14 @@
 """The leaf module under adapters: one generated subclass per base class, and the record that such a module carries.
 
-The subclass calls the base class's own `forward` and adds to what it returns, so any base layer works. Names, submodules
-and `state_dict` stay those of the base; the parameters of trainable adapters are hidden from `state_dict` unless asked.
+The subclass calls the base class's own `forward` and adds to what it returns, so any base layer works. Names,
+submodules and `state_dict` stay those of the base; trainable parameters are hidden from `state_dict` unless asked.
 """
 
 from __future__ import annotations
 
+import copy
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -76,67 +77,54 @@ def showing_parameters() -> Iterator[None]:
         _show_parameters.reset(token)
 
 
-_patched_classes: dict[type[nn.Module], type[nn.Module]] = {}
+class AdaptedModule(nn.Module):
+    """What a generated subclass puts before its base class: `super()` is always the base class itself."""
 
+    lora_hub_base_class: type[nn.Module]
 
-def patched_class(base: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of *base* that runs adapters; one per base class, made on first use."""
-    return _patched_classes.get(base) or _patched_classes.setdefault(base, _make_patched_class(base))
-
-
-def _make_patched_class(base: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return what the base class computes plus the deltas of the adapters that run, or what replaces it."""
         record: Record = self.__dict__[RECORD]
         running = record.patch.running()
         for name, _ in running:
             if name in record.replacements:
                 return record.replacements[name].run(self, args, kwargs)
-        y = base.forward(self, *args, **kwargs)
+        y = super().forward(*args, **kwargs)
         for name, weight in running:
             slot = record.slots.get(name)
             if slot is not None:
                 y = slot.add_to(y, args[0] if args else next(iter(kwargs.values())), weight, self)
         return y
 
-    def save(self: nn.Module, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
-        base._save_to_state_dict(self, destination, prefix, keep_vars)  # noqa: SLF001
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in _hidden(self):
             destination.pop(prefix + name, None)
 
-    def load(
-        self: nn.Module,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        metadata: Any,
-        strict: bool,  # noqa: ANN401, FBT001
-        missing: list[str],
-        *rest: Any,
-    ) -> None:  # noqa: ANN401
-        base._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest)  # noqa: SLF001
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
+        super()._load_from_state_dict(*args)
+        _, prefix, _, _, missing, *_ = args
         hidden = {prefix + name for name in _hidden(self)}
         missing[:] = [name for name in missing if name not in hidden]
 
-    def reduce(self: nn.Module, _protocol: int) -> tuple[Any, ...]:
-        return _rebuild, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401
+        return _rebuild, (self.lora_hub_base_class,), self.__getstate__()  # type: ignore[no-untyped-call]
 
-    def represent(self: nn.Module) -> str:
+    def __repr__(self) -> str:
         record = record_of(self)
-        return " + ".join([base.__repr__(self), *({**record.slots, **record.replacements} if record else ())])
+        return " + ".join([super().__repr__(), *({**record.slots, **record.replacements} if record else ())])
 
-    return type(
-        f"Lora{base.__name__}",
-        (base,),
-        {
-            "__module__": __name__,
-            "__doc__": f"{base.__name__} with adapters.",
-            "forward": forward,
-            "_save_to_state_dict": save,
-            "_load_from_state_dict": load,
-            "__reduce_ex__": reduce,
-            "__repr__": represent,
-            "lora_hub_base_class": base,
-        },
-    )
+
+_patched_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def patched_class(base: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of *base* that runs adapters; one per base class, made on first use."""
+    made = _patched_classes.get(base)
+    if made is None:
+        namespace = {"__module__": __name__, "__doc__": f"{base.__name__} with adapters.", "lora_hub_base_class": base}
+        made = _patched_classes.setdefault(base, type(f"Lora{base.__name__}", (AdaptedModule, base), namespace))
+    return made
 
 
 def _hidden(module: nn.Module) -> list[str]:
@@ -185,11 +173,29 @@ def check_forward_is_reachable(module: nn.Module, path: str) -> None:
 
 
 def _rebind_old_forward(module: nn.Module) -> None:
-    """accelerate keeps the bound method that it wrapped: let it be that of the class the module has now."""
+    """Accelerate keeps the bound method that it wrapped: let it be that of the class the module has now."""
     for name in ("_old_forward", "forward"):
         bound = module.__dict__.get(name)
         if isinstance(bound, types.MethodType) and bound.__self__ is module:
             module.__dict__[name] = types.MethodType(type(module).forward, module)
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of *module* as it is without any adapter: own classes, original weights, nothing of ours inside."""
+    records = {id(child): record for child in module.modules() if (record := record_of(child)) is not None}
+    # A record leads to the whole model; in the copy there is nothing in its place.
+    twin = copy.deepcopy(module, {id(record): None for record in records.values()})
+    for child, copied in zip(list(module.modules()), list(twin.modules()), strict=True):
+        record = records.get(id(child))
+        if record is None:
+            continue
+        copied.__class__ = type(child).__dict__["lora_hub_base_class"]
+        del copied.__dict__[RECORD]
+        for name in (name for names in record.parameter_names.values() for name in names):
+            del copied._parameters[name]  # noqa: SLF001
+        if record.merged is not None:
+            copied.load_state_dict(record.merged.originals, strict=False)
+    return twin
 
 
 def check_can_be_restored(module: nn.Module, path: str) -> None:

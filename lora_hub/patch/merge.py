@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_hub.errors import StateError
+from lora_hub.patch.bits import checksum
 from lora_hub.patch.factors import delta_weight
 from lora_hub.patch.layer import Record, record_of
 from lora_hub.patch.projections import features, is_transposed
-
-_CHUNK = 1 << 22  # elements of one step of a checksum
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(slots=True)
@@ -27,18 +25,6 @@ class Merged:
 
     originals: dict[str, Tensor]
     checksums: dict[str, tuple[int, int]]
-
-
-def checksum(tensor: Tensor) -> tuple[int, int]:
-    """Return the sum of the bits of *tensor* and their sum weighted by position, modulo 2^64, on any device."""
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).flatten()
-    plain = weighted = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        chunk = bits[start : start + _CHUNK].to(torch.int64)
-        position = torch.arange(start, start + chunk.numel(), device=chunk.device)
-        plain += int(chunk.sum())
-        weighted += int((chunk * (2 * position + 1)).sum())
-    return plain % 2**64, weighted % 2**64
 
 
 def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float], *, force: bool = False) -> None:

@@ -79,12 +79,18 @@ class ModelPatch:
         return tuple(plan)
 
     def _check_heads(self, names: list[str]) -> None:
+        """Where one adapter replaces a module, no other may add to it or replace it: that would be lost."""
         owner: dict[int, str] = {}
         for name in names:
+            for module in self.handles[name].modules.values():
+                if name in self.record(module).replacements:
+                    owner |= {id(child): owner.get(id(child), name) for child in module.modules()}
+        for name in names:
             for path, module in self.handles[name].modules.items():
-                if name in self.record(module).replacements and owner.setdefault(id(module), name) != name:
+                other = owner.get(id(module), name)
+                if other != name:
                     raise StateError(
-                        f"`{owner[id(module)]}` and `{name}` both replace `{path}`, so they cannot run together",
+                        f"`{other}` and `{name}` both change `{path}`, which one of them replaces: not at once",
                         hint="apply one with `active=False`, and choose with `use`",
                     )
 

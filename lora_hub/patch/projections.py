@@ -69,7 +69,7 @@ def locate(model: nn.Module, targets: Iterable[str]) -> dict[str, tuple[Target, 
         named = [path for path in linear if is_named(path, {name})]
         if not named:
             raise _names_nothing(model, name)
-        found |= {path: ((None, None),) for path in named}
+        found |= dict.fromkeys(named, ((None, None),))
     return {path: found[path] for path in linear if path in found}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from lora_hub.documents.safetensors_header import read_header
 from lora_hub.documents.verified_adapter import VerifiedAdapter, describe, most_common
 from lora_hub.errors import CompatibilityError
 from lora_hub.patch.applied_adapter import AppliedAdapter
-from lora_hub.patch.projections import features
+from lora_hub.patch.projections import features, linear_modules
 from lora_hub.patch.weights import Pair, load_weights, peft_tensors, slices_of, stacked_rank_and_alpha
 
 
@@ -113,24 +114,19 @@ def _config(adapter: AppliedAdapter, modules: Mapping[str, tuple[Pair, ...]]) ->
     """Return PEFT's config: the most common r and alpha, and a pattern for each module that differs."""
     ranks = {path: stacked_rank_and_alpha(part for part, _, _ in pairs) for path, pairs in sorted(modules.items())}
     r, alpha = most_common(r for r, _ in ranks.values()), most_common(alpha for _, alpha in ranks.values())
-    return AdapterConfig(
+    config = AdapterConfig(
         r=r,
         lora_alpha=alpha,
         use_rslora=adapter.info.use_rslora,
         lora_dropout=adapter.info.lora_dropout,
-        rank_pattern=tuple(
-            (ModulePattern.parse(ModulePattern.literal(p), where="rank_pattern"), own)
-            for p, (own, _) in ranks.items()
-            if own != r
-        ),
-        alpha_pattern=tuple(
-            (ModulePattern.parse(ModulePattern.literal(p), where="alpha_pattern"), own)
-            for p, (_, own) in ranks.items()
-            if own != alpha
-        ),
+        rank_pattern=tuple((ModulePattern.exactly(path), own) for path, (own, _) in ranks.items() if own != r),
+        alpha_pattern=tuple((ModulePattern.exactly(path), own) for path, (_, own) in ranks.items() if own != alpha),
         target_modules=tuple(ranks),
         modules_to_save=adapter.info.modules_to_save,
         task_type=adapter.info.task_type,
         base_model_name_or_path=adapter.info.base.repo,
         revision=adapter.info.base.revision,
     )
+    # PEFT reads a target as the end of a path: what else ends like one of ours must be excluded by name.
+    also_named = (config.targets(linear_modules(adapter.patch.model)) or frozenset()) - modules.keys()
+    return replace(config, exclude_modules=tuple(also_named) or None)

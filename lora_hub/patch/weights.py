@@ -1,7 +1,7 @@
 """Tensors in PEFT's file, and A and B as they are attached: the way in and the way back, without loss.
 
-A fused projection of which only some parts are adapted is one LoRA of rank Σr in the file: the A's stacked, each B in its
-rows and its columns, zeros elsewhere. The manifest's slices say how to cut it up again.
+A fused projection of which only some parts are adapted is one LoRA of rank Σr in the file: the A's stacked, each B in
+its rows and its columns, zeros elsewhere. The manifest's slices say how to cut it up again.
 """
 
 from __future__ import annotations

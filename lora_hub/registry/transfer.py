@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def _now() -> str:
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
     if fixed is not None and not fixed.isdigit():
         raise UsageError(f"SOURCE_DATE_EPOCH is {fixed!r}, expected seconds since 1970", hint="unset it, or mend it")
-    moment = datetime.datetime.fromtimestamp(int(fixed), datetime.UTC) if fixed else datetime.datetime.now(datetime.UTC)
+    moment = dt.datetime.fromtimestamp(int(fixed), dt.UTC) if fixed else dt.datetime.now(dt.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

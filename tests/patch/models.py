@@ -30,7 +30,15 @@ def bert(**options):
 def gpt2(**options):
     """A GPT-2 language model: 2 layers of 48 features, 4 heads, fused c_attn."""
     config = GPT2Config(
-        n_embd=48, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **TOKENS, **options
+        n_embd=48,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **TOKENS,
+        **options,
     )
     return _seeded(GPT2LMHeadModel, config)
 

@@ -383,7 +383,7 @@ def test_adapter_of_the_backbone_says_where_it_belongs(tmp_path):
     lora_hub.save_adapter(adapter, tmp_path / "saved")
     adapter.remove()
 
-    with pytest.raises(CompatibilityError, match="model.bert"):
+    with pytest.raises(CompatibilityError, match=r"model\.bert"):
         lora_hub.apply_adapter(model, tmp_path / "saved")
     assert lora_hub.apply_adapter(model.bert, tmp_path / "saved").name == "saved"
 
@@ -416,3 +416,42 @@ def test_shared_layer_is_adapted_once():
     handle = lora_hub.add_adapter(model, "task", targets=("one",))
 
     assert list(handle.modules) == ["one"]
+
+
+def test_tensors_for_both_names_of_one_layer_are_refused(tmp_path):
+    """An adapter with tensors for two paths that are one module here would lose one of them: refused."""
+    apart = torch.nn.ModuleDict({"one": torch.nn.Linear(4, 4), "two": torch.nn.Linear(4, 4)})
+    lora_hub.save_adapter(lora_hub.add_adapter(apart, "task", targets=("one", "two")), tmp_path / "saved")
+    layer = torch.nn.Linear(4, 4)
+
+    with pytest.raises(CompatibilityError, match="are one module"):
+        lora_hub.apply_adapter(torch.nn.ModuleDict({"one": layer, "two": layer}), tmp_path / "saved")
+
+
+class Nested(torch.nn.Module):
+    """Two layers of which one's path ends like the other's whole path."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = torch.nn.Linear(4, 4)
+        self.decoder = torch.nn.ModuleDict({"q": torch.nn.Linear(4, 4), "v": torch.nn.Linear(4, 4)})
+
+    def forward(self, x):
+        """Run all three."""
+        return self.decoder["v"](self.decoder["q"](self.q(x)))
+
+
+def test_paths_that_end_alike_are_told_apart(tmp_path):
+    """`q` alone is saved such that neither PEFT nor we take `decoder.q` for it."""
+    model, x = Nested(), torch.ones(2, 4)
+    theirs = models.peft_directory(model, tmp_path / "peft", target_modules=["q"], exclude_modules=["decoder.q"])
+    handle = lora_hub.apply_adapter(model, tmp_path / "peft")
+    lora_hub.save_adapter(handle, tmp_path / "ours")
+    handle.remove()
+    again = lora_hub.apply_adapter(model, tmp_path / "ours")
+    found = model(x)
+    again.remove()
+
+    assert list(again.modules) == ["q"]
+    assert torch.allclose(found, theirs(x), atol=1e-6)
+    assert torch.allclose(models.load_in_peft(model, tmp_path / "ours")(x), theirs(x), atol=1e-6)

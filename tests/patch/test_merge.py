@@ -278,7 +278,7 @@ def test_two_heads_at_once_are_refused():
     lora_hub.add_adapter(model, "one", modules_to_save=("classifier",))
     before = logits(model)
 
-    with pytest.raises(StateError, match="both replace `classifier`"):
+    with pytest.raises(StateError, match="both change `classifier`"):
         lora_hub.add_adapter(model, "two", modules_to_save=("classifier",))
     assert set(lora_hub.adapters(model)) == {"one"}
     assert torch.equal(logits(model), before)

@@ -200,5 +200,3 @@ def test_stored_dtype_is_kept(stored, tmp_path):
     lora_hub.save_adapter(adapter, tmp_path / "ours")
 
     assert same_bits(load_file(path), load_file(tmp_path / "ours" / "adapter_model.safetensors"))
-
-

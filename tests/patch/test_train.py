@@ -6,7 +6,7 @@ import torch
 from models import logits, same_bits, state
 
 import lora_hub
-from lora_hub.errors import CompatibilityError, UnsavedAdapterWarning, UsageError
+from lora_hub.errors import CompatibilityError, StateError, UnsavedAdapterWarning, UsageError
 
 
 def loss(model, ids=None):
@@ -179,7 +179,11 @@ def test_head_starts_as_the_base_and_learns():
     start = logits(model)
     train(model)
     trained = logits(model)
-    changed = {name for name, tensor in handle.tensors() if name.startswith("classifier") and not torch.equal(tensor, before[name])}
+    changed = {
+        name
+        for name, tensor in handle.tensors()
+        if name.startswith("classifier") and not torch.equal(tensor, before[name])
+    }
     handle.remove()
 
     assert torch.equal(start, expected)
@@ -209,6 +213,37 @@ def test_head_with_children():
     assert [name for name, _ in model.named_modules()] == names
     assert not torch.equal(logits(model), base)
     assert {n for n, _ in handle.tensors() if "pooler" in n} == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def test_second_head_starts_from_the_bare_base():
+    """A head that is added while another is active, or merged, starts from the base's own values."""
+    model = models.bert()
+    expected = logits(model)
+    first = lora_hub.add_adapter(model, "first", modules_to_save=("classifier",))
+    models.randomise(models.adapter_parameters(model))
+    first.merge()
+    first.active = False
+    first.unmerge()
+    lora_hub.add_adapter(model, "second", modules_to_save=("classifier",))
+
+    assert torch.equal(logits(model), expected)
+
+
+def test_head_over_an_adapted_layer_is_refused_while_both_would_run():
+    """LoRA of one adapter on a module that another replaces would be lost, so they cannot run at once."""
+    model = models.bert()
+    lora_hub.add_adapter(model, "lora", targets=("classifier",))
+    with pytest.raises(StateError, match="`head` and `lora` both change `classifier`"):
+        lora_hub.add_adapter(model, "head", modules_to_save=("classifier",))
+    lora_hub.adapters(model)["lora"].active = False
+    lora_hub.add_adapter(model, "head", modules_to_save=("classifier",))
+    models.randomise([p for n, p in model.named_parameters() if n.endswith(("head__weight", "head__bias"))])
+
+    with lora_hub.use(model, "lora"):
+        lora = logits(model)
+    assert not torch.equal(lora, logits(model))
+    with pytest.raises(StateError, match="both change"), lora_hub.use(model, {"lora": 1, "head": 1}):
+        pass
 
 
 def test_unknown_head_is_refused():
