@@ -22,7 +22,7 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 bench: $(VENV)/test
-	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.against_peft
 
 $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

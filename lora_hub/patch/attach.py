@@ -17,9 +17,10 @@ from lora_hub.errors import CompatibilityError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.factors import Factors, FrozenFactors, TrainableFactors
 from lora_hub.patch.heads import Replacement
-from lora_hub.patch.layer import Record, Slot, check_forward_is_reachable, patch_module
+from lora_hub.patch.layer import check_forward_is_reachable, patch_module
 from lora_hub.patch.model_patch import ModelPatch, get_or_create_patch, patch_of
 from lora_hub.patch.projections import features, is_linear, linear_modules, model_type
+from lora_hub.patch.record import Record, Slot
 from lora_hub.patch.weights import Pair, load_weights
 
 _OTHER_BASE = "load the base model that the adapter was trained on (`lora-hub info` names it, if it is known)"

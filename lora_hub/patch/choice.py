@@ -14,21 +14,24 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import ParamSpec, Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lora_hub.patch.model_patch import ModelPatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Plan = tuple[tuple[str, float], ...]  # name and weight x scale of each adapter that runs on top of the weights
 _Node = tuple[int, int, str]  # a node of one running backward: graph task, sequence number, name
+
+
+class Chooses(Protocol):
+    """The state of one model, for which a choice can be made."""
+
+    def check(self, weights: Mapping[str, float]) -> None:
+        """Raise if the model cannot run with *weights*."""
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Choice:
 class _Scope:
     """The choices of one context, by model, and the node of the backward in which they were made, if in one."""
 
-    choices: Mapping[ModelPatch, Choice]
+    choices: Mapping[Chooses, Choice]
     during: _Node | None = None
 
 
@@ -63,7 +66,7 @@ _recomputation: ContextVar[_Recomputation | None] = ContextVar("lora_hub_recompu
 _hooks_are_allowed: Callable[[], bool] = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled")  # noqa: B009, SLF001 - the stubs lack it
 
 
-def chosen(patch: ModelPatch) -> Choice | None:
+def chosen(patch: Chooses) -> Choice | None:
     """Return what this context chose for the model of *patch*, or None for the model's default set."""
     return _current_scope().choices.get(patch)
 
@@ -105,7 +108,7 @@ def _unpack(packed: tuple[_Scope, Tensor]) -> Tensor:
 class Use:
     """A context in which exactly the chosen adapters of one model run. Can be entered again and nested."""
 
-    patch: ModelPatch
+    patch: Chooses
     choice: Choice
     _entered: list[tuple[Token[_Scope], saved_tensors_hooks | None]] = field(default_factory=list)
 

@@ -111,13 +111,15 @@ def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, 
     """
     s = F.linear(x, lora_A)  # [..., in] @ [in, r] -> [..., r]
     is_plain = s.dtype == y.dtype and y.is_contiguous() and autocast_dtype(y.device) is None
-    start_B = 0
+    rows = 0
     for start, stop in runs:
-        B = lora_B[start_B : start_B + stop - start]
-        start_B += stop - start
+        B = lora_B[rows : rows + stop - start]
+        rows += stop - start
         if is_plain:
             # One GEMM that accumulates and rounds once.
-            y.view(-1, y.shape[-1])[:, start:stop].addmm_(s.reshape(-1, s.shape[-1]), B.t(), alpha=factor)
+            flat = y.view(-1, y.shape[-1])
+            part = flat if stop - start == y.shape[-1] else flat[:, start:stop]
+            part.addmm_(s.reshape(-1, s.shape[-1]), B.t(), alpha=factor)
         else:
             # addmm_ takes no mixed dtypes, and none of autocast's.
             y[..., start:stop].add_(F.linear(s, B).to(y.dtype), alpha=factor)

@@ -1,4 +1,4 @@
-"""The leaf module under adapters: one generated subclass per base class, and the record that such a module carries.
+"""The module under adapters: one generated subclass per base class, put on and taken off.
 
 The subclass calls the base class's own `forward` and adds to what it returns, so any base layer works. Names,
 submodules and `state_dict` stay those of the base; trainable parameters are hidden from `state_dict` unless asked.
@@ -11,60 +11,14 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from lora_hub.errors import CompatibilityError, StateError
-from lora_hub.patch.factors import Factors, Part, add_delta, autocast_dtype
+from lora_hub.patch.record import RECORD, Owner, Record, record_of
 
-if TYPE_CHECKING:
-    from lora_hub.patch.heads import Replacement
-    from lora_hub.patch.merge import Merged
-    from lora_hub.patch.model_patch import ModelPatch
-
-RECORD = "_lora_hub"
 _show_parameters: ContextVar[bool] = ContextVar("lora_hub_show_parameters", default=False)
-
-
-@dataclass(slots=True)
-class Slot:
-    """What one adapter adds to one module."""
-
-    parts: tuple[tuple[Part, Factors], ...]
-    dropout: float = 0.0
-
-    def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> Tensor:
-        """Return *y* ``[..., out]`` plus what the adapter computes from the module's input *x* ``[..., in]``."""
-        if self.dropout and module.training:
-            x = F.dropout(x, self.dropout)
-        for part, factors in self.parts:
-            lora_A, lora_B = factors.on(module, x.device, autocast_dtype(x.device) or x.dtype)
-            y = add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
-        return y
-
-
-@dataclass(slots=True)
-class Record:
-    """All that a patched module carries; it lies in the instance dict, where torch does not look."""
-
-    patch: ModelPatch
-    slots: dict[str, Slot] = field(default_factory=dict)
-    replacements: dict[str, Replacement] = field(default_factory=dict)
-    parameter_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    merged: Merged | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no adapter is left on the module."""
-        return not self.slots and not self.replacements
-
-
-def record_of(module: nn.Module) -> Record | None:
-    """Return the record of *module*, or None if it is not patched."""
-    return module.__dict__.get(RECORD)
 
 
 @contextmanager
@@ -140,7 +94,7 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return module_class.__new__(module_class)
 
 
-def patch_module(module: nn.Module, path: str, patch: ModelPatch) -> Record:
+def patch_module(module: nn.Module, path: str, patch: Owner) -> Record:
     """Return the record of *module*, whose class is swapped for the patched one if it is not yet.
 
     Raises:

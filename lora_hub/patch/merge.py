@@ -7,7 +7,6 @@ therefore W0 + delta_b rounded once, whatever happened before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,8 @@ from torch import Tensor, nn
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import checksum
 from lora_hub.patch.factors import delta_weight
-from lora_hub.patch.layer import Record, record_of
 from lora_hub.patch.projections import features, is_transposed
-
-
-@dataclass(slots=True)
-class Merged:
-    """What a merged module keeps: its original tensors by name, and checksums of what the merge made of them."""
-
-    originals: dict[str, Tensor]
-    checksums: dict[str, tuple[int, int]]
+from lora_hub.patch.record import Merged, Record, record_of
 
 
 def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float], *, force: bool = False) -> None:

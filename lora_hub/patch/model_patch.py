@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
 from lora_hub.patch.choice import Plan, chosen
-from lora_hub.patch.layer import (
-    Record,
-    check_can_be_restored,
-    record_of,
-    restore_module,
-    showing_parameters,
-)
+from lora_hub.patch.layer import check_can_be_restored, restore_module, showing_parameters
 from lora_hub.patch.merge import check_can_merge, remerge
+from lora_hub.patch.record import Record, record_of
 
 if TYPE_CHECKING:
     from torch import nn
