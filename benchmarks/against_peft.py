@@ -8,6 +8,7 @@ timed, the outputs are compared.
 
 import argparse
 import copy
+import functools
 import platform
 import statistics
 import tempfile
@@ -100,9 +101,8 @@ def forward_cases(base: LlamaForCausalLM, directory: Path, rounds: int) -> list[
             difference = (mine(ids).logits - theirs(ids).logits).abs().max() / theirs(ids).logits.abs().max()
             assert difference < 1e-5, difference
             ways = {"base": base, "ours": mine, "peft": theirs}
-            cases.append(
-                Case(f"forward, {rows} x {length} tokens", rounds, **{w: (lambda m=m: m(ids), 3) for w, m in ways.items()})
-            )
+            runs = {way: (functools.partial(model, ids), 3) for way, model in ways.items()}
+            cases.append(Case(f"forward, {rows} x {length} tokens", rounds, **runs))
     return cases
 
 
@@ -175,10 +175,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         write_adapter(base, directory)
-        cases = attach_cases(base, directory, rounds) + forward_cases(base, directory, rounds) + training_cases(base, rounds)
+        cases = attach_cases(base, directory, rounds) + forward_cases(base, directory, rounds)
+        cases += training_cases(base, rounds)
         merging, left = merge_cases(base, directory, rounds)
-    print(f"CPU, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}, torch "
-          f"{torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}, medians of {rounds}.")  # fmt: skip
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}"
+    machine = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}"
+    print(f"{machine}, {versions}, medians of {rounds}.")
     print("\n| | base, ms | lora-hub, ms | PEFT, ms | lora-hub / PEFT |\n| --- | --- | --- | --- | --- |")
     print("\n".join(case.row() for case in cases + merging))
     print(f"\n{left}\n\n| delta / W | RMS error in bfloat16, lora-hub / PEFT |\n| --- | --- |")

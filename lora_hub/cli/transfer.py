@@ -41,8 +41,10 @@ def pull(refs: tuple[str, ...], registry: str | None, as_json: bool) -> None:
     REF is org/task (the newest release), org/task@1.2.0, @^1.2, @1 or @sha256:<digest>.
     """
     from lora_hub import api
+    from lora_hub.reference import AdapterRef
 
-    pulled = [api.pull(ref, registry=registry) for ref in (progress(refs, "Pulling") if len(refs) > 1 else refs)]
+    wanted = [AdapterRef.parse(ref) for ref in refs]
+    pulled = [api.pull(ref, registry=registry) for ref in (progress(wanted, "Pulling") if len(wanted) > 1 else wanted)]
     document = [{"reference": str(p.reference), "digest": p.digest, "path": str(p.path)} for p in pulled]
     print_data(document, lambda: "\n".join(f"{p.reference}  {p.digest}  {p.path}" for p in pulled), as_json=as_json)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import AdapterLayout, read_layout
-from lora_hub.documents.fields import Bytes, sha256
+from lora_hub.documents.fields import Bytes, printable, sha256
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -24,8 +24,8 @@ from lora_hub.documents.manifest import (
     Slice,
     SliceGroup,
 )
-from lora_hub.documents.safetensors_header import TensorInfo, read_header
-from lora_hub.errors import IntegrityError, NotFoundError
+from lora_hub.documents.safetensors_header import TensorInfo, is_finite, read_header
+from lora_hub.errors import IntegrityError, MalformedError, NotFoundError
 
 T = TypeVar("T", int, float)
 
@@ -77,6 +77,7 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
     config = AdapterConfig.parse(bytes(files[CONFIG_NAME]))
     tensors = read_header(files[WEIGHTS_NAME])
     layout = read_layout(config, tensors, manifest.lora.slices if manifest else ())
+    _check_finite(files[WEIGHTS_NAME], tensors)
     manifest = manifest or describe(config, layout, tensors, files)
     return VerifiedAdapter(
         source=source,
@@ -87,6 +88,14 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
         layout=layout,
         weights=files[WEIGHTS_NAME],
     )
+
+
+def _check_finite(content: Bytes, tensors: Mapping[str, TensorInfo]) -> None:
+    for key, tensor in tensors.items():
+        if not is_finite(content, tensor):
+            raise MalformedError(
+                f"the tensor {printable(key)} holds NaN or infinity", hint="the training diverged: train it again"
+            )
 
 
 def manifest_digest(content: bytes) -> str:

@@ -44,7 +44,7 @@ def apply(
 
     Raises:
         CompatibilityError: A module is missing, has another shape or another model type; the model is as it was.
-        MalformedError: A tensor holds NaN, or contradicts the manifest.
+        MalformedError: The tensors contradict the manifest's slices.
         UsageError: The name is in use (and not *replace*), or is no name.
     """
     weights = load_weights(adapter)

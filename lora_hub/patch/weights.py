@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lora_hub.documents.adapter_layout import PREFIX, LoraModule
-from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import MalformedError
@@ -37,7 +36,7 @@ def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
     """Return the tensors of *adapter* as views of its bytes, A and B cut up as its manifest says.
 
     Raises:
-        MalformedError: A value is not finite, or a block that the slices leave out is not zero.
+        MalformedError: A block that the slices leave out is not zero.
     """
     tensors = {key: _tensor(adapter, key) for key in adapter.tensors}
     return AdapterWeights(
@@ -60,12 +59,7 @@ def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
         content, start = bytearray(content[info.start : info.stop]), 0
     else:
         start = info.start
-    tensor = torch.frombuffer(content, dtype=dtype, count=math.prod(info.shape), offset=start).view(info.shape)
-    if not torch.isfinite(tensor).all():
-        raise MalformedError(
-            f"the tensor {printable(key)} holds NaN or infinity", hint="the training diverged: train again"
-        )
-    return tensor
+    return torch.frombuffer(content, dtype=dtype, count=math.prod(info.shape), offset=start).view(info.shape)
 
 
 def _cut(module: LoraModule, lora_A: Tensor, lora_B: Tensor, adapter: VerifiedAdapter) -> Iterator[Pair]:

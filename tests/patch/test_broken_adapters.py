@@ -209,3 +209,23 @@ def test_failure_in_the_middle_leaves_the_model_as_it_was(model, saved, monkeypa
     assert [type(module) for module in model.modules()] == classes
     assert all(p.requires_grad for p in model.parameters())
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_finite_is_decided_as_torch_decides_it(dtype, bad):
+    """The check without torch sees NaN and infinity in every dtype, and takes the largest finite number for one."""
+    from safetensors.torch import save
+
+    from lora_hub.documents.safetensors_header import is_finite, read_header
+
+    limits = torch.finfo(dtype)
+    sane = torch.tensor([limits.max, limits.min, limits.tiny, 0.0, -1.5], dtype=dtype)
+    insane = sane.clone()
+    insane[3] = bad
+    found = []
+    for tensor in (sane, insane):
+        content = save({"x": tensor})
+        found.append(is_finite(content, read_header(content)["x"]))
+
+    assert found == [True, False]
