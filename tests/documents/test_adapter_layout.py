@@ -1,0 +1,312 @@
+"""Every tensor has exactly one purpose, or the error names the tensor."""
+
+import pytest
+from adapter_files import HIDDEN, adapter_files, fused_adapter_files, lora_key, module_paths, tensor
+
+from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.adapter_layout import AdapterLayout, plain_key, read_layout
+from lora_hub.documents.manifest import Slice, SliceGroup
+from lora_hub.documents.safetensors_header import read_header
+from lora_hub.errors import MalformedError
+
+Q = "model.layers.0.self_attn.q_proj"
+V = "model.layers.0.self_attn.v_proj"
+FUSED = "transformer.h.0.attn.c_attn"
+PREFIX = "base_model.model."
+
+
+def layout(adapter, groups=()) -> AdapterLayout:
+    files = adapter.files()
+    config = AdapterConfig.parse(files["adapter_config.json"])
+    return read_layout(config, read_header(files["adapter_model.safetensors"]), tuple(groups))
+
+
+def refused(adapter, groups=()) -> str:
+    """Return the message with which *adapter* is refused."""
+    with pytest.raises(MalformedError) as caught:
+        layout(adapter, groups)
+
+    assert caught.value.exit_code == 8
+    assert caught.value.hint
+    assert str(caught.value).isprintable()
+    return caught.value.message
+
+
+def test_every_module_is_found():
+    """Each pair of A and B is one module, with rank, alpha, scaling and shapes."""
+    found = layout(adapter_files(lora_alpha=5))
+    first = found.modules[0]
+
+    assert [module.path for module in found.modules] == sorted(module_paths())
+    assert (first.r, first.alpha, first.scaling) == (2, 5, 2.5)
+    assert (first.in_features, first.out_features, first.dtype) == (8, 8, "F32")
+    assert (first.lora_A, first.lora_B) == (lora_key(Q, "A"), lora_key(Q, "B"))
+    assert found.saved == {}
+
+
+@pytest.mark.parametrize("side", "AB")
+def test_a_missing_tensor_is_named(side):
+    """A without B, or B without A, is refused by its name."""
+    adapter = adapter_files()
+    del adapter.tensors[lora_key(Q, side)]
+
+    assert f"{Q}.lora_{side}.weight" in refused(adapter)
+
+
+def test_a_target_without_tensors_is_named():
+    """A target of the config that no tensor serves is refused by its name."""
+    adapter = adapter_files(target_modules=["q_proj", "v_proj", "o_proj"])
+
+    assert "o_proj" in refused(adapter)
+
+
+def test_a_module_that_is_no_target_is_named():
+    """Tensors of a module that the config does not target are refused by the module's path."""
+    assert V in refused(adapter_files(target_modules=["q_proj"]))
+
+
+def test_an_excluded_module_is_no_target():
+    """Tensors of a module that the config excludes are refused by the module's path."""
+    adapter = adapter_files(exclude_modules=["layers.0.self_attn.v_proj"])
+
+    assert V in refused(adapter)
+
+
+def test_an_adapter_without_lora_is_refused():
+    """A file without any pair of A and B is no adapter."""
+    adapter = adapter_files()
+    adapter.tensors.clear()
+
+    assert "no LoRA tensors" in refused(adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "meaning"),
+    [
+        pytest.param(f"{PREFIX}{Q}.weight", "modules_to_save", id="base_key"),
+        pytest.param(f"{Q}.weight", "modules_to_save", id="base_key_without_prefix"),
+        pytest.param(f"{PREFIX}{Q}.base_layer.weight", "base model", id="base_layer"),
+        pytest.param(f"{PREFIX}{Q}.base_layer.bias", "base model", id="base_layer_bias"),
+        pytest.param(f"{PREFIX}{Q}.bias", "modules_to_save", id="trained_bias"),
+        pytest.param(f"{PREFIX}{Q}.lora_B.bias", "modules_to_save", id="bias_of_B"),
+        pytest.param(f"{PREFIX}{Q}.lora_magnitude_vector", "DoRA", id="dora"),
+        pytest.param(f"{PREFIX}{Q}.lora_magnitude_vector.weight", "DoRA", id="dora_as_in_memory"),
+        pytest.param(f"{PREFIX}model.embed_tokens.lora_embedding_A", "embeddings", id="embedding"),
+        pytest.param(f"{PREFIX}{Q}.lora_diag", "KaSA", id="kasa"),
+        pytest.param(f"{PREFIX}{Q}.lora_velora_embed", "VeLoRA", id="velora"),
+        pytest.param(f"{PREFIX}{Q}.lora_monteclora_sampler.x", "MonteCLoRA", id="monteclora"),
+        pytest.param(
+            f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta", "token indices", id="trainable_tokens"
+        ),
+        pytest.param(f"{PREFIX}classifier.weight", "modules_to_save", id="head_that_is_not_listed"),
+        pytest.param("extra", "modules_to_save", id="bare_name"),
+        pytest.param("", "modules_to_save", id="empty_name"),
+        pytest.param(f"{PREFIX}{Q}.lora_C.weight", "modules_to_save", id="third_matrix"),
+        pytest.param(f"{PREFIX}{Q}.lora_A.weight\x1b[2J", "modules_to_save", id="control_character"),
+        pytest.param(f"{PREFIX}{Q}.lora_A.wéight", "modules_to_save", id="not_ascii"),
+        pytest.param("lora_A.weight", "modules_to_save", id="lora_of_nothing"),
+    ],
+)
+def test_an_extra_tensor_is_named(key, meaning):
+    """A tensor without a purpose is refused by its name, with what it is where that is known."""
+    adapter = adapter_files()
+    adapter.tensors[key] = tensor(4)
+    message = refused(adapter)
+
+    assert meaning in message
+    assert key.removeprefix(PREFIX).partition("\x1b")[0].partition("é")[0] in message
+
+
+@pytest.mark.parametrize(
+    ("r", "a", "b"),
+    [
+        pytest.param(4, (2, 8), (8, 2), id="config_says_another_rank"),
+        pytest.param(2, (3, 8), (8, 2), id="A_has_another_rank"),
+        pytest.param(2, (2, 8), (8, 3), id="B_has_another_rank"),
+        pytest.param(2, (8, 2), (2, 8), id="transposed"),
+        pytest.param(2, (16,), (16,), id="flat"),
+        pytest.param(2, (0,), (0,), id="empty"),
+        pytest.param(2, (2, 0), (8, 2), id="A_is_empty"),
+        pytest.param(2, (2, 8), (0, 2), id="B_is_empty"),
+        pytest.param(2, (), (), id="scalars"),
+        pytest.param(2, (2, 8), (8, 2, 1), id="B_is_a_convolution"),
+    ],
+)
+def test_shapes_that_contradict_the_config_are_refused(r, a, b):
+    """A and B must be matrices of the rank that the config says; the module is named."""
+    adapter = adapter_files(r=2)
+    adapter.config["r"] = r
+    if r == 2:
+        adapter.tensors |= {lora_key(Q, "A"): tensor(*a), lora_key(Q, "B"): tensor(*b)}
+
+    assert Q in refused(adapter)
+
+
+def test_a_pattern_changes_the_rank_that_is_expected():
+    """A module that `rank_pattern` names has that rank, and alpha after `alpha_pattern`."""
+    adapter = adapter_files(rank_pattern={r"0\.self_attn\.q_proj": 3}, alpha_pattern={r"0\.self_attn\.q_proj": 6})
+    adapter.tensors |= {lora_key(Q, "A"): tensor(3, 8), lora_key(Q, "B"): tensor(8, 3)}
+    by_path = {module.path: module for module in layout(adapter).modules}
+
+    assert (by_path[Q].r, by_path[Q].scaling) == (3, 2)
+    assert (by_path[V].r, by_path[V].scaling) == (2, 2)
+
+
+def test_rank_stabilised_lora_scales_by_the_root():
+    """With `use_rslora` the scaling is alpha over the root of r."""
+    found = layout(adapter_files(r=4, use_rslora=True, lora_alpha=6))
+
+    assert {module.scaling for module in found.modules} == {3}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "base_model.model.",
+        "",
+        "module.",
+        "_orig_mod.",
+        "base_model.model.module.",
+        "base_model.model._orig_mod.",
+        "base_model.model._fsdp_wrapped_module.",
+        "base_model.model._fsdp_wrapped_module._orig_mod.",
+        "module.base_model.model.",
+        "_orig_mod.base_model.model.",
+        "_fsdp_wrapped_module.base_model.model.",
+        "_orig_mod.module.base_model.model.",
+    ],
+)
+def test_what_a_wrapper_adds_is_no_part_of_the_path(prefix):
+    """Keys saved from a compiled, distributed or sharded model name the modules of the bare model."""
+    adapter = adapter_files()
+    adapter.tensors = {prefix + key.removeprefix(PREFIX): value for key, value in adapter.tensors.items()}
+
+    assert [module.path for module in layout(adapter).modules] == sorted(module_paths())
+
+
+def test_a_wrapper_in_the_middle_of_a_path_is_stripped():
+    """A layer that was compiled on its own leaves its mark inside the path."""
+    wrapped = f"{PREFIX}model.layers.0._orig_mod.self_attn.q_proj.lora_A.weight"
+
+    assert plain_key(wrapped) == f"{Q}.lora_A.weight"
+
+
+def test_a_component_that_only_looks_like_a_wrapper_stays():
+    """A module whose own name ends like a wrapper's keeps it."""
+    assert plain_key("my_orig_mod.q.lora_A.weight") == "my_orig_mod.q.lora_A.weight"
+    assert plain_key("encoder.module.q.lora_A.weight") == "encoder.module.q.lora_A.weight"
+
+
+def test_the_name_of_the_adapter_in_a_key_is_read_over():
+    """A key in which PEFT's adapter name was left names the same tensor."""
+    adapter = adapter_files()
+    adapter.tensors = {key.replace(".weight", ".default.weight"): value for key, value in adapter.tensors.items()}
+
+    assert [module.path for module in layout(adapter).modules] == sorted(module_paths())
+
+
+def test_one_parameter_under_two_keys_is_refused():
+    """Two keys of the same parameter are refused, both named: which of them counts would be a guess."""
+    adapter = adapter_files()
+    adapter.tensors[f"{Q}.lora_A.weight"] = tensor(2, 8)
+    message = refused(adapter)
+
+    assert f"`{lora_key(Q, 'A')}`".replace("`", '"') in message
+    assert f'"{Q}.lora_A.weight"' in message
+
+
+HEAD = {f"{PREFIX}classifier.weight": tensor(3, 8), f"{PREFIX}classifier.bias": tensor(3)}
+
+
+def test_heads_are_found():
+    """The tensors of `modules_to_save` are the parameters that they replace."""
+    adapter = adapter_files(modules_to_save=["classifier"])
+    adapter.tensors |= HEAD
+
+    assert layout(adapter).saved == {
+        "classifier.weight": f"{PREFIX}classifier.weight",
+        "classifier.bias": f"{PREFIX}classifier.bias",
+    }
+
+
+def test_a_head_with_children_is_found():
+    """A head that is a module of modules is named by its outermost module."""
+    adapter = adapter_files(modules_to_save=["classifier"])
+    adapter.tensors[f"{PREFIX}classifier.out_proj.weight"] = tensor(3, 8)
+
+    assert layout(adapter).saved.keys() == {"classifier.out_proj.weight"}
+
+
+def test_the_head_that_peft_lists_and_the_model_lacks_may_be_missing():
+    """PEFT lists `classifier` and `score` for every classifier; a model has one of them."""
+    adapter = adapter_files(modules_to_save=["classifier", "score"])
+    adapter.tensors |= HEAD
+
+    assert len(layout(adapter).saved) == 2
+
+
+def test_a_head_without_tensors_is_named():
+    """Any other entry of `modules_to_save` without a tensor is refused by its name."""
+    adapter = adapter_files(modules_to_save=["classifier", "lm_head"])
+    adapter.tensors |= HEAD
+
+    assert "lm_head" in refused(adapter)
+
+
+def test_lora_inside_a_head_is_refused():
+    """A module is either replaced or adapted, never both."""
+    adapter = adapter_files(modules_to_save=["v_proj"])
+
+    assert "v_proj" in refused(adapter)
+
+
+def parts(*rows, r=2, alpha=4, names=("q", "v")):
+    return tuple(Slice(part=name, r=r, alpha=alpha, rows=run) for name, run in zip(names, rows, strict=True))
+
+
+Q_ROWS, V_ROWS = ((0, HIDDEN),), ((2 * HIDDEN, 3 * HIDDEN),)
+
+
+def test_slices_are_read():
+    """The slices of the manifest cut the stacked matrices of a fused module into their parts."""
+    group = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS))
+    (module,) = layout(fused_adapter_files(), [group]).modules
+
+    assert [part.part for part in module.slices] == ["q", "v"]
+    assert sum(part.out_features for part in module.slices) == 2 * HIDDEN
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, r=3)), id="ranks_do_not_add_up"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=5)), id="scaling_differs"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, ((4, 12),))), id="rows_overlap"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, Q_ROWS)), id="rows_twice"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, ((16, 25),))), id="rows_beyond_the_module"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, names="q")), id="part_is_missing"),
+        pytest.param(SliceGroup(modules=(FUSED, FUSED), parts=parts(Q_ROWS, V_ROWS)), id="module_twice"),
+        pytest.param(SliceGroup(modules=(Q,), parts=parts(Q_ROWS, V_ROWS)), id="module_without_tensors"),
+    ],
+)
+def test_slices_that_contradict_the_tensors_are_refused(group):
+    """Slices that are not one reading of the matrices are refused, and the module is named."""
+    assert group.modules[0] in refused(fused_adapter_files(), [group])
+
+
+def test_a_module_in_two_groups_is_refused():
+    """A module is sliced in one way."""
+    group = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS))
+
+    assert "twice" in refused(fused_adapter_files(), [group, group])
+
+
+def test_slices_scale_like_peft_with_rank_stabilised_lora():
+    """With `use_rslora` the parts' own alpha over the root of their own rank must be the scaling that PEFT computes."""
+    adapter = fused_adapter_files()
+    adapter.config |= {"use_rslora": True, "r": 4, "lora_alpha": 8}
+    right = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=8 / 2**0.5))
+    wrong = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=4))
+
+    assert layout(adapter, [right]).modules[0].scaling == 4
+    assert FUSED in refused(adapter, [wrong])

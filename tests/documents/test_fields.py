@@ -1,0 +1,167 @@
+"""Strict JSON: what it refuses, and bytes that depend on nothing but the content."""
+
+import json
+import math
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_hub.documents.fields import MAX_DEPTH, Fields, canonical_json, parse_json_object, printable
+from lora_hub.errors import DocumentError
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+VALUES = st.recursive(
+    SCALARS | TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=4)
+
+
+def parse(content: bytes, limit: int = 100_000):
+    return parse_json_object(content, what="the document", limit=limit)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"x": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+@given(OBJECTS)
+@settings(deadline=None)
+def test_canonical_json_round_trips(document):
+    """What is printed canonically reads as the same document."""
+    assert parse(canonical_json(document)) == document
+
+
+@given(OBJECTS)
+@settings(deadline=None)
+def test_canonical_json_depends_on_the_content_only(document):
+    """The order of the keys in memory changes nothing; there is one final newline."""
+    backwards = dict(reversed(document.items()))
+
+    assert canonical_json(backwards) == canonical_json(document)
+    assert canonical_json(document).endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b'{"a": 1} {}',
+        b'{"a": 1, "a": 1}',
+        b'{"x": {"a": 1, "a": 2}}',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": "\xff"}',
+        b'\xef\xbb\xbf{"a": 1}',
+        '{"a": 1}'.encode("utf-16"),
+        b'{"a": "\\ud800"}',
+        b'{"\\udfff": 1}',
+        b'{"a": "\x01"}',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+    ],
+    ids=lambda content: repr(content[:24]),
+)
+def test_what_is_no_strict_json_object_is_refused(content):
+    """Anything but one UTF-8 JSON object with unique keys, finite numbers and whole characters is refused."""
+    with pytest.raises(DocumentError):
+        parse(content, limit=1_000_000)
+
+
+@given(st.binary(max_size=40) | st.text('{}[]",:\\ud8019ea.-NI ', max_size=30).map(str.encode))
+@settings(deadline=None, max_examples=300)
+def test_whatever_is_accepted_can_be_printed(content):
+    """Parsing raises nothing but `DocumentError`, and what it accepts can be written and shown."""
+    try:
+        document = parse(content)
+    except DocumentError:
+        return
+
+    assert parse(canonical_json(document)) == document
+    assert printable(document).isprintable()
+
+
+def test_depth_is_bounded():
+    """A document is read down to the deepest level that is allowed, and not one level further."""
+    assert parse(nested(MAX_DEPTH))
+
+    with pytest.raises(DocumentError, match="deeper"):
+        parse(nested(MAX_DEPTH + 1))
+
+
+def test_size_is_bounded():
+    """More bytes than the limit are refused, whatever they are."""
+    assert parse(b"{}", limit=2) == {}
+
+    with pytest.raises(DocumentError, match="at most 1"):
+        parse(b"{}", limit=1)
+
+
+def test_a_key_that_stands_twice_is_found_in_linear_time():
+    """Many keys with a duplicate at the end do not keep the parser busy: four times the keys, four times as long.
+
+    The quadratic search takes sixteen times as long.
+    """
+    small, large = (_seconds_to_refuse(count) for count in (5_000, 20_000))
+
+    assert large < 9 * small + 0.05
+
+
+def _seconds_to_refuse(count: int) -> float:
+    keys = [*range(count), count - 1]
+    content = ("{" + ",".join(f'"{key}":0' for key in keys) + "}").encode()
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        with pytest.raises(DocumentError, match="twice"):
+            parse(content, limit=len(content))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", "\u202eabc", "\x00", "\ud800", "\n", {"\x1b": ["\x9b"]}], ids=repr)
+def test_printable_moves_no_cursor(value):
+    """Control and direction characters of a document are escaped before they reach a terminal."""
+    shown = printable(value)
+
+    assert shown.isascii()
+    assert shown.isprintable()
+
+
+def test_printable_is_short():
+    """A long value is cut off, visibly."""
+    shown = printable("x" * 5000)
+
+    assert len(shown) < 130
+    assert shown.endswith("…`")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_boolean_is_no_number(found):
+    """JSON's true is not the integer 1."""
+    fields = Fields({"r": found})
+
+    with pytest.raises(DocumentError, match="expected an integer"):
+        fields.integer("r", low=0, high=9)
+
+
+def test_the_context_is_the_path_of_the_value():
+    """An error deep inside names the whole path."""
+    outer = Fields(json.loads('{"files": [{}, {"size": -1}]}'))
+
+    with pytest.raises(DocumentError) as caught:
+        outer.objects("files")[1].integer("size", low=0, high=9)
+
+    assert caught.value.context == "files[1].size"
+    assert "`files[1].size`" in str(caught.value)

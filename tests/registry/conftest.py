@@ -1,0 +1,55 @@
+"""What the tests of registries and of the store share."""
+
+import pytest
+from adapter_files import AdapterFiles, adapter_files
+
+from lora_hub.documents.fields import sha256
+from lora_hub.reference import AdapterRef
+from lora_hub.registry import transfer
+from lora_hub.registry.directory import DirectoryRegistry
+from lora_hub.registry.registry import Registry
+from lora_hub.registry.store import Store
+from lora_hub.registry.transfer import Pulled, Pushed
+
+# Every registry passes the same suite: to be tested, a new one is added here.
+REGISTRIES = {"directory": lambda tmp_path: DirectoryRegistry(tmp_path / "registry")}
+
+
+@pytest.fixture(params=sorted(REGISTRIES))
+def registry(request, tmp_path) -> Registry:
+    """An empty registry of each kind."""
+    return REGISTRIES[request.param](tmp_path)
+
+
+@pytest.fixture
+def directory_registry(tmp_path) -> DirectoryRegistry:
+    """An empty directory registry, where a test looks at its files."""
+    return DirectoryRegistry(tmp_path / "registry")
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """An empty store, the one that the command line would use as well."""
+    return Store(tmp_path / "home" / "store")
+
+
+@pytest.fixture
+def push(tmp_path):
+    """Publish an adapter that is written for the purpose; its numbers depend on *seed*."""
+
+    def push(registry: Registry, reference: str, adapter: AdapterFiles | None = None, *, seed: int = 0) -> Pushed:
+        directory = tmp_path / "pushed" / f"{sha256(reference.encode())[:12]}-{seed}"
+        (adapter or adapter_files(seed=seed)).write(directory)
+        return transfer.push(directory, AdapterRef.parse(reference), registry)
+
+    return push
+
+
+@pytest.fixture
+def pull(store):
+    """Pull a reference into the store."""
+
+    def pull(registry: Registry, reference: str, into: Store = store) -> Pulled:
+        return transfer.pull(AdapterRef.parse(reference), registry, into)
+
+    return pull

@@ -1,0 +1,355 @@
+"""The local store: what is in it was proven, and is proven again each time."""
+
+import os
+import shutil
+import time
+
+import pytest
+from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
+
+from lora_hub import api
+from lora_hub.errors import IntegrityError, LoraHubError, NotFoundError, PolicyError
+from lora_hub.reference import AdapterRef
+from lora_hub.registry import transfer
+from lora_hub.registry.directory import DirectoryRegistry
+from lora_hub.registry.store import Store, default_store
+
+FILES = [CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
+
+
+def version_directory(tmp_path, version="1.0.0"):
+    return tmp_path / "registry" / "org" / "task" / version
+
+
+def flip(path, position=100) -> None:
+    """Change one bit of the file at *path*."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def broken(store: Store) -> list[str]:
+    return [digest for digest, error in store.verify() if error is not None]
+
+
+@pytest.fixture
+def published(directory_registry, push):
+    """A registry with org/task@1.0.0."""
+    push(directory_registry, "org/task@1.0.0")
+    return directory_registry
+
+
+def test_a_pulled_version_is_a_directory_for_peft(published, pull):
+    """What is pulled lies in the store as plain files, under the digest of its manifest."""
+    pulled = pull(published, "org/task")
+
+    assert {path.name for path in pulled.path.iterdir()} == set(FILES)
+    assert (pulled.path / WEIGHTS_NAME).read_bytes() == adapter_files().files()[WEIGHTS_NAME]
+    assert pulled.path.name == pulled.digest.removeprefix("sha256:")
+    assert str(pulled.reference) == "org/task@1.0.0"
+
+
+@pytest.mark.parametrize("by_digest", [False, True], ids=["version", "digest"])
+def test_what_is_cached_needs_no_registry(published, pull, tmp_path, by_digest):
+    """An exact version or digest that was pulled before is found with the registry gone."""
+    digest = pull(published, "org/task").digest
+    shutil.rmtree(tmp_path / "registry")
+    reference = f"org/task@{digest}" if by_digest else "org/task@1.0.0"
+
+    assert pull(published, reference).digest == digest
+
+
+@pytest.mark.parametrize("reference", ["org/task", "org/task@1", "org/task@1.0.1"])
+def test_what_is_not_exact_needs_the_registry(published, pull, tmp_path, reference):
+    """The newest version can only be known from the registry; the store does not guess."""
+    pull(published, "org/task")
+    shutil.rmtree(tmp_path / "registry")
+
+    with pytest.raises(NotFoundError):
+        pull(published, reference)
+
+
+def test_another_registry_has_versions_of_its_own(published, push, pull, tmp_path):
+    """The same version in two registries may be two adapters; a cached one is never handed out for the other."""
+    other = DirectoryRegistry(tmp_path / "other")
+    push(other, "org/task@1.0.0", seed=7)
+
+    assert pull(published, "org/task@1.0.0").digest != pull(other, "org/task@1.0.0").digest
+
+
+@pytest.mark.parametrize("reference", ["org/task@1.0.0", "org/task", "org/task@^1"])
+@pytest.mark.parametrize("is_pruned", [False, True], ids=["cached", "pruned"])
+def test_a_rewritten_version_is_refused(published, push, pull, store, tmp_path, reference, is_pruned):
+    """A version that the registry changed after it was seen is refused with exit code 7, naming both digests.
+
+    What is cached by its exact name goes on working, as it was.
+    """
+    old = pull(published, "org/task").digest
+    shutil.rmtree(version_directory(tmp_path))
+    new = push(published, "org/task@1.0.0", seed=5).digest
+    if is_pruned:
+        store.remove(old)
+    elif reference == "org/task@1.0.0":
+        assert pull(published, reference).digest == old
+        return
+
+    with pytest.raises(PolicyError) as caught:
+        pull(published, reference)
+    assert caught.value.exit_code == 7
+    assert old in caught.value.message
+    assert new in caught.value.message
+    assert not store.has(new)
+
+
+def test_a_rewritten_version_can_be_named_by_its_digest(published, push, pull, store, tmp_path):
+    """The hint of the refusal works: the new content is had by its digest, which nobody can rewrite."""
+    pull(published, "org/task")
+    shutil.rmtree(version_directory(tmp_path))
+    new = push(published, "org/task@1.0.0", seed=5).digest
+
+    assert pull(published, f"org/task@{new}").digest == new
+
+
+def test_a_copy_after_the_store_is_emptied_is_the_same(published, pull, store):
+    """A version that was removed from the store is pulled again."""
+    first = pull(published, "org/task")
+    store.remove(first.digest)
+
+    assert not store.has(first.digest)
+    assert pull(published, "org/task@1.0.0").digest == first.digest
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_bytes_tampered_with_in_the_registry_are_refused(published, pull, store, tmp_path, name):
+    """A flipped bit in the registry is found at the pull (exit code 6), and nothing gets into the store."""
+    flip(version_directory(tmp_path) / name)
+    with pytest.raises(IntegrityError, match=name) as caught:
+        pull(published, "org/task")
+
+    assert caught.value.exit_code == 6
+    assert list(store.adapters()) == []
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_a_file_missing_in_the_registry_is_named(published, pull, store, tmp_path, name):
+    """A version without one of its files is not pulled, and the file is named."""
+    (version_directory(tmp_path) / name).unlink()
+    with pytest.raises(LoraHubError, match=name):
+        pull(published, "org/task")
+
+    assert list(store.adapters()) == []
+
+
+@pytest.mark.parametrize("position", [0, 20, 100])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("reference", ["org/task@1.0.0", "org/task"])
+def test_bytes_tampered_with_in_the_store_are_refused(published, pull, reference, name, position):
+    """A flipped bit anywhere in the store is found at the next pull (exit code 6), in the manifest as well."""
+    flip(pull(published, "org/task").path / name, position)
+    with pytest.raises(IntegrityError) as caught:
+        pull(published, reference)
+
+    assert caught.value.exit_code == 6
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_adapter_is_found_removed_and_pulled_again(published, pull, store, name):
+    """`verify` names what is damaged; removed by its digest, it is pulled again whole."""
+    pulled = pull(published, "org/task")
+    flip(pulled.path / name)
+    assert broken(store) == [pulled.digest]
+
+    store.remove(pulled.digest)
+    assert pull(published, "org/task@1.0.0").digest == pulled.digest
+    assert broken(store) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_in_the_store_is_found(published, pull, store, name):
+    """`verify` names an adapter that lost one of its files, the manifest included."""
+    pulled = pull(published, "org/task")
+    (pulled.path / name).unlink()
+
+    assert broken(store) == [pulled.digest]
+
+
+@pytest.mark.parametrize("claimed", ["org/task@2.0.0", "org/other@1.0.0", "evil/task@1.0.0"])
+def test_a_version_under_a_wrong_name_is_refused(published, pull, store, tmp_path, claimed):
+    """A registry that hands out one version as another is found out by the manifest (exit code 6)."""
+    reference = AdapterRef.parse(claimed)
+    target = tmp_path / "registry" / reference.org / reference.task / str(reference.version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    version_directory(tmp_path).rename(target)
+
+    with pytest.raises(IntegrityError, match=r"org/task@1\.0\.0") as caught:
+        pull(published, claimed)
+    assert caught.value.exit_code == 6
+    assert list(store.adapters()) == []
+
+
+def test_a_draft_in_the_registry_is_refused(published, pull, tmp_path):
+    """A version whose manifest has no name is not that version."""
+    adapter = adapter_files()
+    directory = adapter.write(version_directory(tmp_path))
+    (directory / MANIFEST_NAME).unlink()
+    draft = api.load(directory).manifest.to_bytes()
+    (directory / MANIFEST_NAME).write_bytes(draft)
+
+    with pytest.raises(IntegrityError, match="draft"):
+        pull(published, "org/task@1.0.0")
+
+
+def test_a_digest_of_another_adapter_is_refused(published, push, pull):
+    """A digest that belongs to another name is refused, also where the store has it."""
+    digest = push(published, "org/other@1.0.0", seed=3).digest
+    pull(published, "org/other@1.0.0")
+
+    with pytest.raises(IntegrityError, match="org/other"):
+        pull(published, f"org/task@{digest}")
+
+
+def test_a_registry_that_changes_its_mind_is_found_out(published, pull, store, tmp_path):
+    """Files that do not belong to the manifest that was resolved are refused, whatever manifest comes with them."""
+
+    class Fickle(DirectoryRegistry):
+        """Hands out one manifest to resolve, and the files of another version."""
+
+        def files(self, reference):
+            other = DirectoryRegistry(tmp_path / "other")
+            return other.files(reference)
+
+    transfer.push(
+        adapter_files(seed=9).write(tmp_path / "evil"),
+        AdapterRef.parse("org/task@1.0.0"),
+        DirectoryRegistry(tmp_path / "other"),
+    )
+    with pytest.raises(IntegrityError):
+        pull(Fickle(tmp_path / "registry"), "org/task")
+    assert list(store.adapters()) == []
+
+
+def test_find_knows_exact_names_and_digests(published, push, pull, store):
+    """A stored adapter is found by version or digest, and by its name alone where that is unique."""
+    push(published, "org/task@1.1.0", seed=1)
+    one, two = (pull(published, f"org/task@{version}") for version in ("1.0.0", "1.1.0"))
+
+    assert store.find(one.reference).digest == one.digest
+    assert store.find(AdapterRef.parse(f"org/task@{two.digest}")).digest == two.digest
+    with pytest.raises(NotFoundError, match="any of"):
+        store.find(AdapterRef.parse("org/task"))
+    with pytest.raises(NotFoundError, match="has no"):
+        store.find(AdapterRef.parse("org/task@3.0.0"))
+
+
+def test_a_digest_under_another_name_is_not_found(published, pull, store):
+    """A reference names one thing: a digest of another adapter is not found under it."""
+    digest = pull(published, "org/task").digest
+
+    with pytest.raises(NotFoundError):
+        store.find(AdapterRef.parse(f"other/name@{digest}"))
+
+
+def test_prune_removes_what_was_not_used(published, push, pull, store):
+    """Adapters unused for longer than asked are removed; those used since stay."""
+    push(published, "org/task@1.1.0", seed=1)
+    old, new = (pull(published, f"org/task@{version}") for version in ("1.0.0", "1.1.0"))
+    for pulled in (old, new):
+        os.utime(pulled.path, (0, time.time() - 100))
+    pull(published, "org/task@1.1.0")  # used again
+
+    assert store.prune(unused_for=50) == ([old.digest], 0)
+    assert [stored.digest for stored in store.adapters()] == [new.digest]
+
+
+def test_prune_removes_what_killed_processes_left(published, pull, store):
+    """Leftovers that are old enough to belong to nobody are removed, younger ones are somebody's work."""
+    pull(published, "org/task")
+    for name, age in (("old", 7200), ("young", 0)):
+        (store.root / "staging" / name).mkdir()
+        os.utime(store.root / "staging" / name, (0, time.time() - age))
+
+    assert store.prune(unused_for=1000) == ([], 1)
+    assert [path.name for path in (store.root / "staging").iterdir()] == ["young"]
+
+
+def test_an_empty_store_has_nothing(store):
+    """Looking into a store that does not exist yet finds nothing and makes nothing."""
+    assert list(store.adapters()) == list(store.verify()) == []
+    assert store.prune(unused_for=0) == ([], 0)
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("digest", ["sha256:", "sha256:..", "sha256:../versions", "sha256:../../../outside", "", "."])
+def test_what_is_no_digest_is_not_in_the_store(published, pull, store, tmp_path, digest):
+    """A digest is 64 hex digits; anything else is in no store, whatever path it would make."""
+    pull(published, "org/task")
+    (tmp_path / "outside").mkdir()
+
+    assert not _has(store, digest)
+    with pytest.raises(LoraHubError):
+        store.read(digest)
+    with pytest.raises(LoraHubError):
+        store.remove(digest)
+    assert (tmp_path / "outside").is_dir()
+    assert len(list(store.adapters())) == 1
+
+
+def _has(store: Store, digest: str) -> bool:
+    try:
+        return store.has(digest)
+    except LoraHubError:
+        return False
+
+
+def test_a_stray_file_in_the_store_does_no_harm(published, pull, store):
+    """A file that does not belong into the store neither hides an adapter nor breaks a listing."""
+    pulled = pull(published, "org/task")
+    (pulled.path.parent / "README").touch()
+    (pulled.path.parent / "abc").touch()
+
+    assert [stored.digest for stored in store.adapters()] == [pulled.digest]
+    assert pulled.digest not in broken(store)
+
+
+def test_what_a_registry_published_is_kept_also_after_removal(published, pull, store):
+    """Removing an adapter does not make the store forget what the registry called it."""
+    pulled = pull(published, "org/task")
+    store.remove(pulled.digest)
+
+    assert store.known_digest(published.url, pulled.reference) == pulled.digest
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"sha256:", b"../../../x", b"x" * 200])
+def test_a_damaged_note_of_a_version_is_no_dead_end(published, pull, store, content):
+    """A damaged note of what a registry published does no harm, or ends in an error of ours that says what to do."""
+    pulled = pull(published, "org/task")
+    (note,) = (path for path in (store.root / "versions").rglob("*") if path.is_file())
+    note.write_bytes(content)
+    found = hint = None
+    try:
+        found = pull(published, "org/task@1.0.0").digest
+    except LoraHubError as error:
+        hint = error.hint
+
+    assert found == pulled.digest or hint
+
+
+def test_the_default_store_is_in_the_home(monkeypatch, tmp_path):
+    """LORA_HUB_HOME holds the store; without it, it is in the user's cache."""
+    monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / "here"))
+    assert default_store().root == tmp_path / "here" / "store"
+
+    monkeypatch.delenv("LORA_HUB_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert default_store().root == tmp_path / "cache" / "lora-hub" / "store"
+
+
+def test_an_adapter_that_is_published_twice_is_stored_once(published, push, pull, store, tmp_path):
+    """A mirror of a registry brings no second copy: the store knows adapters by their content."""
+    shutil.copytree(tmp_path / "registry", tmp_path / "mirror")
+    one = pull(published, "org/task")
+    two = pull(DirectoryRegistry(tmp_path / "mirror"), "org/task")
+
+    assert one.path == two.path
+    assert len(list(store.adapters())) == 1

@@ -1,0 +1,92 @@
+"""What must work where only the wheel and its core dependencies are installed: no pytest, no torch, no checkout.
+
+    python tests/smoke_wheel.py
+
+Exits with 0 if everything does; otherwise with a traceback that names the first thing that does not.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from adapter_files import adapter_files  # beside this script
+
+
+def lora_hub(*words: object) -> str:
+    """Run the installed command and return what it printed to stdout."""
+    script = Path(sys.executable).with_name("lora-hub")
+    done = subprocess.run([script, *map(str, words)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"`lora-hub {' '.join(map(str, words))}` ended with {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def check_that_this_is_the_wheel() -> None:
+    """The package under test must be the installed one, and nothing beyond its core dependencies may be there."""
+    import lora_hub
+
+    checkout = Path(__file__).resolve().parents[1]
+    assert checkout not in Path(lora_hub.__file__).resolve().parents, f"{lora_hub.__file__} is the checkout"
+    extra = [name for name in ("torch", "transformers", "safetensors", "numpy") if importlib.util.find_spec(name)]
+    assert not extra, f"the environment has {extra}, so it proves nothing about the core"
+
+
+def check_schema() -> None:
+    """The schemas are in the wheel."""
+    schema = json.loads(lora_hub("schema", "manifest"))
+    assert schema["$id"] == "urn:lora-hub:schema:manifest:v1", schema["$id"]
+
+
+def check_plugins() -> None:
+    """The built-in families are in the wheel, and none is broken."""
+    found = {plugin["name"]: plugin for plugin in json.loads(lora_hub("plugins", "--json"))}
+    assert {"bert", "gpt2", "llama"} <= found.keys(), found
+    assert not any(plugin["error"] for plugin in found.values()), found
+
+
+def check_push_and_pull(directory: Path) -> None:
+    """An adapter is published, pulled, described and verified without torch."""
+    adapter = adapter_files().write(directory / "adapter")
+    pushed = json.loads(lora_hub("push", adapter, "org/task@1.0.0", "--json"))
+    (pulled,) = json.loads(lora_hub("pull", "org/task", "--json"))
+    info = json.loads(lora_hub("info", "org/task@1.0.0", "--json"))
+    verified = json.loads(lora_hub("cache", "verify", "--json"))
+
+    assert pushed["digest"] == pulled["digest"] == info["digest"], (pushed, pulled, info)
+    assert (Path(pulled["path"]) / "adapter_config.json").is_file(), pulled
+    assert (info["r"], info["targets"]) == (2, ["q_proj", "v_proj"]), info
+    assert verified == {"checked": 1, "broken": []}, verified
+
+
+def check_missing_extra() -> None:
+    """What needs torch says which extra to install."""
+    import lora_hub
+    from lora_hub.errors import MissingExtraError
+
+    hint = None
+    try:
+        lora_hub.add_adapter  # noqa: B018 - the name is resolved here
+    except MissingExtraError as error:
+        hint = error.hint
+    assert "lora-hub[torch]" in str(hint), "`lora_hub.add_adapter` did not raise `MissingExtraError` with the extra"
+
+
+def main() -> None:
+    """Run all checks in a directory and a home that nobody else has."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["LORA_HUB_HOME"] = str(Path(directory) / "home")
+        os.environ["LORA_HUB_REGISTRY"] = str(Path(directory) / "registry")
+        check_that_this_is_the_wheel()
+        check_schema()
+        check_plugins()
+        check_push_and_pull(Path(directory))
+        check_missing_extra()
+    sys.stdout.write("the wheel works\n")
+
+
+if __name__ == "__main__":
+    main()

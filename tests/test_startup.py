@@ -1,0 +1,128 @@
+"""What starting costs: counted in modules that are loaded, which are the same on every machine, not in milliseconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "accelerate",
+    "cryptography",
+    "fsspec",
+    "huggingface_hub",
+    "jsonschema",
+    "numpy",
+    "peft",
+    "pluggy",
+    "requests",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a fresh interpreter has loaded after *code*, without those that it starts with."""
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+def command(*words: str) -> str:
+    return f"from lora_hub.cli import run\nassert run({list(words)!r}) == 0"
+
+
+def test_import_loads_nothing_but_the_package():
+    """`import lora_hub` loads no other module of ours, and no package of anybody else."""
+    loaded = modules_after("import lora_hub")
+
+    assert {module for module in loaded if module.startswith("lora_hub")} == {"lora_hub"}
+    assert packages(loaded) & (HEAVY | {"click", "platformdirs"}) == set()
+
+
+@pytest.mark.parametrize("name", ["errors", "AdapterRef", "Architecture", "push", "pull", "VerifiedAdapter"])
+def test_a_name_without_torch_loads_no_torch(name):
+    """What needs no torch loads none when it is used."""
+    loaded = modules_after(f"from lora_hub import {name}")
+
+    assert packages(loaded) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["push", "--help"], ["cache", "--help"], ["demo", "--help"]], ids=" ".join
+)
+def test_help_loads_nothing_heavy(words):
+    """Help is there at once: neither torch nor a network library, nor plugins, nor the registry."""
+    loaded = modules_after(command(*words))
+
+    assert packages(loaded) & HEAVY == set()
+    assert {module for module in loaded if module.startswith(("lora_hub.registry", "lora_hub.patch"))} == set()
+    assert packages(loaded) & {"lora_hub_plugins", "platformdirs"} == set()
+
+
+def test_help_in_a_process_of_its_own_loads_nothing_heavy():
+    """`python -X importtime -m lora_hub --help` names no heavy module."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lora_hub", "--help"], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+    assert "lora_hub.cli" in loaded
+    assert packages(loaded) & HEAVY == set()
+
+
+@pytest.mark.parametrize("words", [["schema", "manifest"], ["cache", "list"], ["plugins"]], ids=" ".join)
+def test_a_command_without_torch_loads_no_torch(words, home):
+    """Commands that move and list bytes load neither torch nor a network library; `plugins` alone loads plugins."""
+    loaded = modules_after(command(*words))
+    allowed = {"pluggy"} if words == ["plugins"] else set()
+
+    assert packages(loaded) & HEAVY <= allowed
+
+
+def test_push_and_pull_load_no_torch(home, tmp_path):
+    """A whole push and pull load neither torch nor a network library."""
+    from adapter_files import adapter_files
+
+    adapter = adapter_files().write(tmp_path / "adapter")
+    registry = ["--registry", str(tmp_path / "registry")]
+    loaded = modules_after(
+        f"{command('push', str(adapter), 'org/task@1.0.0', *registry)}\n{command('pull', 'org/task', *registry)}"
+    )
+
+    assert packages(loaded) & HEAVY == set()
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    """A name that is not there fails as in any module, and the names that are there are listed."""
+    import lora_hub
+
+    with pytest.raises(AttributeError, match="nonsense"):
+        lora_hub.nonsense  # noqa: B018
+
+    assert {"apply_adapter", "push", "pull", "use"} <= set(dir(lora_hub))
+
+
+def test_a_missing_extra_is_named():
+    """Without torch, a name that needs it says which extra to install, and is a usage error."""
+    code = (
+        "sys.modules['torch'] = None\n"
+        "import lora_hub\n"
+        "from lora_hub.errors import MissingExtraError\n"
+        "for name in ('add_adapter', 'apply_adapter', 'use', 'save_adapter', 'adapters'):\n"
+        "    try:\n"
+        "        value = getattr(lora_hub, name)\n"
+        "        assert name == 'apply_adapter', name\n"
+        "        value(None, '.')\n"
+        "    except MissingExtraError as error:\n"
+        "        assert 'lora-hub[torch]' in error.hint and error.exit_code == 2, error\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
+    )
+
+    assert "lora_hub.errors" in modules_after(code)
