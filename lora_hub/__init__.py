@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.hookspecs import hookimpl
     from lora_hub.patch.applied_adapter import AppliedAdapter
-    from lora_hub.patch.model_patch import adapters, adapters_in_state_dict
+    from lora_hub.patch.on_model import adapters, adapters_in_state_dict
     from lora_hub.patch.save import save_adapter
     from lora_hub.patch.train import add_adapter
     from lora_hub.patch.use import use
@@ -36,8 +36,8 @@ _HOMES = {
     "Architecture": "lora_hub.architecture",
     "Projection": "lora_hub.architecture",
     "VerifiedAdapter": "lora_hub.documents.verified_adapter",
-    "adapters": "lora_hub.patch.model_patch",
-    "adapters_in_state_dict": "lora_hub.patch.model_patch",
+    "adapters": "lora_hub.patch.on_model",
+    "adapters_in_state_dict": "lora_hub.patch.on_model",
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
     "hookimpl": "lora_hub.hookspecs",

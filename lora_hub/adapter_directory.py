@@ -18,7 +18,7 @@ from lora_hub.documents.manifest import (
 )
 from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
 from lora_hub.errors import NotFoundError
-from lora_hub.files import machine_errors, read_file, write_file
+from lora_hub.files import machine_errors, read_file, write_files
 
 _LIMITS = {MANIFEST_NAME: MAX_MANIFEST, CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
 
@@ -61,12 +61,12 @@ def read_manifest(directory: Path) -> tuple[bytes, Manifest]:
 
 
 def write_adapter(directory: Path, files: Mapping[str, Bytes]) -> None:
-    """Write *files* into *directory*, the manifest last: whatever happens, old and new files never pass as one adapter.
+    """Write the *files* of an adapter into *directory*, the manifest first: it matches once all lie there.
+
+    So whatever happens in between, and whatever lay there before, old and new files never pass as one adapter.
 
     Raises:
         MachineError: Disk full, no permission, or a file stands where the directory should be.
     """
     with machine_errors():
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in sorted(files, key=lambda name: (name == MANIFEST_NAME, name)):
-            write_file(directory / name, files[name])
+        write_files(directory, {name: files[name] for name in (MANIFEST_NAME, *PAYLOAD_NAMES)})

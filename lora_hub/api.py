@@ -86,7 +86,7 @@ def apply_adapter(
         scale: Multiplies the delta.
         active: Whether it runs outside of `use`; active adapters add up.
         replace: Whether an adapter of the same name gives way.
-        trainable: Whether A and B become parameters, to train on; the base is frozen then.
+        trainable: Whether A and B become parameters (in float32 at least), to train on; the base is frozen then.
         allow_other_base: Apply it although its base is of another model type.
         registry: A directory or a URL; by default ``LORA_HUB_REGISTRY``.
 
@@ -95,18 +95,17 @@ def apply_adapter(
         MalformedError, IntegrityError, NotFoundError: There is no such adapter, or not a whole one.
     """
     with needs_torch("applying an adapter"):
-        from lora_hub.patch.attach import apply
+        from lora_hub.patch.attach import Options, apply
     adapter = source if isinstance(source, VerifiedAdapter) else load(source, registry=registry)
-    return apply(
-        model,
-        adapter,
-        name=name or _default_name(source, adapter),
+    options = Options(
+        name=name if name is not None else _default_name(source, adapter),
         scale=scale,
         active=active,
         replace=replace,
         trainable=trainable,
         allow_other_base=allow_other_base,
     )
+    return apply(model, adapter, options)
 
 
 def _default_name(source: object, adapter: VerifiedAdapter) -> str:

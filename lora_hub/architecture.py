@@ -63,6 +63,14 @@ class Architecture:
     model_types: tuple[str, ...]
     projections: tuple[Projection, ...]
 
+    def __post_init__(self) -> None:
+        # `("mine")` and `(projection)` lack a comma: the first would claim the model types m, i, n and e.
+        for field in ("model_types", "projections"):
+            if not isinstance(getattr(self, field), tuple):
+                raise TypeError(
+                    f"{field} of the architecture `{self.name}` is {getattr(self, field)!r}, expected a tuple"
+                )
+
     def projection(self, path: str) -> Projection | None:
         """Return the projection that the module at *path* is, if it is one."""
         return next((projection for projection in self.projections if projection.holds(path)), None)

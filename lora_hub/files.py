@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.errors import LoraHubError, MalformedError, NotFoundError, machine_error
+from lora_hub.errors import MachineError, MalformedError, NotFoundError, machine_error
 
 
-@contextmanager
+@contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
     """Turn errors of the operating system into `MachineError`, with a hint and exit code 11."""
     try:
@@ -42,9 +42,11 @@ def read_file(path: Path, *, limit: int) -> bytearray:
             content = bytearray(status.st_size)
             size = file.readinto(content)
             return content[:size] if size < len(content) else content
-    except LoraHubError as error:
+    except MachineError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise MalformedError(f"`{path}` is a directory, expected a file", hint="check the path") from error
         raise
 
 
@@ -52,15 +54,23 @@ def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
-def write_file(path: Path, content: Bytes) -> None:
-    """Write *content* to *path*: after a crash the file is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def write_files(directory: Path, files: Mapping[str, Bytes]) -> None:
+    """Write *files* into *directory*, which is made if need be: each file is the old one or the new one, never a part.
+
+    All are written beside their places first, so that a full disk changes nothing; then they are moved there in the
+    order in which they are given.
+    """
+    make_directory(directory)
+    staged = {name: directory / f".{name}.{uuid.uuid4().hex}" for name in files}
     try:
-        _write_and_sync(temporary, content)
-        temporary.replace(path)
-        sync_directory(path.parent)
+        for name, content in files.items():
+            _write_and_sync(staged[name], content)
+        for name, temporary in staged.items():
+            temporary.replace(directory / name)
+            sync_directory(directory)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
 
 
 def publish_directory(target: Path, files: Mapping[str, Bytes], *, staging: Path) -> bool:
@@ -69,14 +79,14 @@ def publish_directory(target: Path, files: Mapping[str, Bytes], *, staging: Path
     The directory is written under *staging* (on the same file system) and renamed, so it appears whole or not at all.
     Of several processes exactly one wins: renaming onto a directory that is not empty fails.
     """
-    staging.mkdir(parents=True, exist_ok=True)
+    make_directory(staging)
     temporary = staging / uuid.uuid4().hex
     try:
         temporary.mkdir()
         for name, content in files.items():
             _write_and_sync(temporary / name, content)
         sync_directory(temporary)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
         return _rename_unless_exists(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,11 +104,12 @@ def _rename_unless_exists(source: Path, target: Path) -> bool:
 
 
 def remove_directory(path: Path, *, staging: Path) -> None:
-    """Remove the directory *path* at once: it is renamed away first, so that nobody ever sees a half of it."""
-    staging.mkdir(parents=True, exist_ok=True)
+    """Remove the directory *path*, if it is still there: renamed away first, so that nobody ever sees a half of it."""
+    make_directory(staging)
     doomed = staging / uuid.uuid4().hex
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _write_and_sync(path: Path, content: Bytes) -> None:
@@ -106,6 +117,14 @@ def _write_and_sync(path: Path, content: Bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory *path* and its parents, as durable as what will be written into them."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

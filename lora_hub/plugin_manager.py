@@ -92,7 +92,7 @@ def _load(entry: EntryPoint) -> Plugin:
     distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
     try:
         architectures, error = tuple(_architectures(entry)), None
-    except Exception as problem:  # noqa: BLE001 - a plugin may raise anything
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - a plugin may raise anything
         architectures, error = (), f"{type(problem).__name__}: {problem}"
     return Plugin(
         name=entry.name, module=entry.value, distribution=distribution, architectures=architectures, error=error
@@ -105,8 +105,14 @@ def _architectures(entry: EntryPoint) -> Iterable[Architecture]:
     manager.add_hookspecs(hookspecs)
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    for architectures in manager.hook.lora_hub_architectures():
-        for architecture in architectures:
+    # Not `manager.hook`: pluggy drops a None, and a plugin that forgot its `return` would vanish without a word.
+    for implementation in manager.hook.lora_hub_architectures.get_hookimpls():
+        returned = implementation.function()
+        if not isinstance(returned, Iterable):
+            raise TypeError(
+                f"lora_hub_architectures returned {returned!r} of type {type(returned).__name__}, not a list"
+            )
+        for architecture in returned:
             if not isinstance(architecture, Architecture):
                 raise TypeError(f"lora_hub_architectures returned {architecture!r}, expected an Architecture")
             yield architecture

@@ -68,12 +68,17 @@ class AdapterRef:
 
 
 def _parse_selector(text: str) -> Selector:
-    if _DIGEST.fullmatch(text) or _COMMIT.fullmatch(text):
+    if is_digest(text) or _COMMIT.fullmatch(text):
         return text
     # A prefix such as `1.2` is a range; only three numbers make a version.
     if text.count(".") >= 2 and not text.startswith("^"):  # noqa: PLR2004
         return Version.parse(text)
     return VersionRange.parse(text)
+
+
+def is_digest(text: str) -> bool:
+    """Whether *text* is the digest of a manifest: ``sha256:`` and 64 lower-case hex digits."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def is_path(text: str | Path) -> bool:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.errors import UsageError
-from lora_hub.patch.model_patch import adapters, find_patch
-from lora_hub.patch.save import restore, save_adapter
+from lora_hub.patch.on_model import adapters, find_patch
+from lora_hub.patch.save import load_into, save_adapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,11 @@ class AdapterTrainerMixin:
     model: nn.Module
     state: Any
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Train as `Trainer` does, once it is certain that the checkpoints will hold an adapter."""
+        _check_can_be_saved(self.model)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with _saving_adapters(self.model):
             super()._save(output_dir, state_dict)  # type: ignore[misc]
@@ -44,15 +49,28 @@ class AdapterTrainerMixin:
 @contextmanager
 def _saving_adapters(model: nn.Module) -> Iterator[None]:
     """While this is entered, `save_pretrained` of *model* writes its adapters instead of its weights."""
+    _check_can_be_saved(model)
     attributes = find_patch(model).model.__dict__
-    if "save_pretrained" not in attributes:
-        raise UsageError("the model has no `save_pretrained`, so its Trainer would save the whole base")
-    guarded = attributes["save_pretrained"]
+    own = {name: attributes[name] for name in ("save_pretrained",) if name in attributes}
     attributes["save_pretrained"] = functools.partial(_save_adapters, model)
     try:
         yield
     finally:
-        attributes["save_pretrained"] = guarded
+        del attributes["save_pretrained"]
+        attributes |= own
+
+
+def _check_can_be_saved(model: nn.Module) -> None:
+    if not any(handle.trainable for handle in adapters(model).values()):
+        raise UsageError(
+            f"this {type(model).__name__} has no trainable adapter",
+            hint="call `lora_hub.add_adapter(model, …)` on the very model that the Trainer gets",
+        )
+    if not hasattr(find_patch(model).model, "save_pretrained"):
+        raise UsageError(
+            f"a {type(model).__name__} has no `save_pretrained`, so its Trainer would save the whole base",
+            hint="derive the model from `transformers.PreTrainedModel`",
+        )
 
 
 def _save_adapters(
@@ -65,13 +83,11 @@ def _save_adapters(
 
 def _restore_adapters(model: nn.Module, checkpoint: Path) -> None:
     for handle, folder in _folders(model, checkpoint):
-        restore(handle, read_adapter(folder))
+        load_into(handle, read_adapter(folder))
 
 
 def _folders(model: nn.Module, checkpoint: Path) -> list[tuple[AppliedAdapter, Path]]:
     """Return where each trainable adapter lies: one alone in the checkpoint itself, several in a folder each."""
     trainable = [handle for handle in adapters(model).values() if handle.trainable]
-    if not trainable:
-        raise UsageError("the model has no trainable adapter", hint="call `lora_hub.add_adapter(model, …)` first")
     is_single = len(trainable) == 1
     return [(handle, checkpoint if is_single else checkpoint / handle.name) for handle in trainable]

@@ -13,6 +13,7 @@ _NUMBER = r"(?:0|[1-9]\d{0,8})"
 _IDENTIFIER = r"(?:0|[1-9]\d{0,8}|\d*[A-Za-z-][0-9A-Za-z-]*)"
 _VERSION = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?", re.ASCII)
 _RANGE = re.compile(rf"(\^)?({_NUMBER})(?:\.({_NUMBER}))?(?:\.({_NUMBER}))?", re.ASCII)
+MAX_LENGTH = 64  # characters; a version is the name of a directory
 _HINT = "write a version as `1.2.0` or `1.2.0-rc.1`, a range as `^1.2` or `1`"
 
 
@@ -29,7 +30,7 @@ class Version:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the version that *text* spells, or raise `InvalidReferenceError`."""
-        match = _VERSION.fullmatch(text)
+        match = _VERSION.fullmatch(text) if len(text) <= MAX_LENGTH else None
         if match is None:
             raise InvalidReferenceError(f"`{text}` is not a version", hint=_HINT)
         major, minor, patch, prerelease = match.groups()

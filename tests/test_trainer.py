@@ -11,7 +11,7 @@ from trainer_run import AdapterTrainer, arguments, build_model, rows
 from transformers import Trainer
 
 import lora_hub
-from lora_hub.errors import CompatibilityError, UnsavedAdapterWarning
+from lora_hub.errors import CompatibilityError, UnsavedAdapterWarning, UsageError
 
 SCRIPT = Path(__file__).with_name("trainer_run.py")
 
@@ -56,10 +56,10 @@ def test_checkpoint_can_be_applied(tmp_path):
     """A checkpoint directory is an adapter like any other."""
     trainer = make_trainer(tmp_path, max_steps=2)
     trainer.train()
-    trained = dict(lora_hub.adapters(trainer.model)["task"].tensors())
+    trained = dict(lora_hub.adapters(trainer.model)["task"].weights().tensors())
     applied = lora_hub.apply_adapter(trainer.model, tmp_path / "checkpoint-2", name="task", replace=True)
 
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in applied.tensors())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in applied.weights().tensors())
 
 
 def test_best_model_comes_back(tmp_path):
@@ -70,11 +70,11 @@ def test_best_model_comes_back(tmp_path):
     )  # fmt: skip
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    found = dict(lora_hub.adapters(trainer.model)["task"].tensors())
+    found = dict(lora_hub.adapters(trainer.model)["task"].weights().tensors())
     saved = lora_hub.apply_adapter(build_model(), best, name="saved", active=False)
 
     assert best.name != "checkpoint-8"
-    assert all(torch.equal(tensor, found[name]) for name, tensor in saved.tensors())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in saved.weights().tensors())
 
 
 def test_several_adapters_lie_in_folders(tmp_path):
@@ -100,14 +100,25 @@ def test_plain_trainer_warns(tmp_path):
         make_trainer(tmp_path, Trainer, max_steps=2).train()
 
 
-def test_resuming_another_adapter_is_refused(tmp_path):
-    """A checkpoint of an adapter with other modules is refused; the parameters stay as they are."""
+@pytest.mark.parametrize("other_kind", [{"targets": ("k",)}, {"r": 2}, {"lora_alpha": 64}, {"use_rslora": True}])
+def test_resuming_another_adapter_is_refused(tmp_path, other_kind):
+    """A checkpoint of an adapter with other modules, ranks or scaling is refused; the parameters stay as they are."""
     make_trainer(tmp_path, max_steps=2).train()
     other = make_trainer(tmp_path, max_steps=4)
-    lora_hub.adapters(other.model)["task"].remove()
-    handle = lora_hub.add_adapter(other.model, "task", r=4, targets=("k",))
+    options = {"r": 4, "modules_to_save": ("classifier",)} | other_kind
+    handle = lora_hub.add_adapter(other.model, "task", replace=True, **options)
     before = handle.state_digest()
 
     with pytest.raises(CompatibilityError, match="another kind"):
         other.train(resume_from_checkpoint=True)
     assert handle.state_digest() == before
+
+
+def test_trainer_of_another_model_is_refused(tmp_path):
+    """If the adapter is not on the model that the Trainer has, this is said before the training, not after it."""
+    trainer = make_trainer(tmp_path)
+    lora_hub.adapters(trainer.model)["task"].remove()
+    lora_hub.add_adapter(trainer.model.bert, "task")
+
+    with pytest.raises(UsageError, match="no trainable adapter"):
+        trainer.train()

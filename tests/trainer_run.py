@@ -68,7 +68,7 @@ def main(output, steps, *flags):
         callbacks=[KillAt(step) for step in kills],
     )
     trainer.train(resume_from_checkpoint="resume" in flags)
-    torch.save(dict(lora_hub.adapters(model)["task"].tensors()), Path(output) / "final.pt")
+    torch.save(dict(lora_hub.adapters(model)["task"].weights().tensors()), Path(output) / "final.pt")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(words: list[str]) -> int:
     """Run the command that *words* spell and return its exit code; a bug of ours keeps its traceback."""
     try:
-        cli.main(words, prog_name="lora-hub", standalone_mode=False)
+        # Not `cli.main`, which takes a closed pipe for an error, and knows nothing of NO_COLOR.
+        with cli.make_context("lora-hub", list(words), color=_color()) as context:
+            cli.invoke(context)
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as missing:
+        click.echo(missing.format_message(), err=True)
+        return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
@@ -54,6 +60,11 @@ def run(words: list[str]) -> int:
         _say(ours, words)
         return ours.exit_code
     return 0
+
+
+def _color() -> bool | None:
+    """Return False where colour is unwanted (https://no-color.org), else None: let the terminal decide."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def _in_our_words(error: click.ClickException | LoraHubError | OSError) -> LoraHubError:
@@ -72,6 +83,6 @@ def _say(error: LoraHubError, words: list[str]) -> None:
         document = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
         click.echo(json.dumps(document), err=True)
         return
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True, color=_color())
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True, color=_color())

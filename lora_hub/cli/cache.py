@@ -70,7 +70,7 @@ def remove(refs: tuple[str, ...], as_json: bool) -> None:
     """Remove each REF (org/task@1.0.0, or a digest sha256:…) from the store."""
     from lora_hub.registry.store import default_store
 
-    store, digests = default_store(), [_digest(ref) for ref in refs]
+    store, digests = default_store(), list(dict.fromkeys(_digest(ref) for ref in refs))
     for digest in digests:
         store.remove(digest)
     print_data({"removed": digests}, lambda: "\n".join(f"removed {d}" for d in digests), as_json=as_json)

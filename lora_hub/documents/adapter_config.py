@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from lora_hub.documents.fields import Fields, canonical_json, parse_json_object, printable
 from lora_hub.documents.manifest import CONFIG_NAME, MAX_RANK
-from lora_hub.documents.module_names import ModulePattern, is_named
+from lora_hub.documents.module_names import ModulePattern, is_named, owners_of
 from lora_hub.errors import DocumentError, MalformedError
 
 MAX_CONFIG = 4 * 1024 * 1024  # bytes; a list of full module paths of a large model has some 100 kB
@@ -39,26 +39,26 @@ INERT = frozenset(
     }
 )  # fmt: skip
 
-# Keys that change the mathematics or the tensors: accepted at this value only.
+# Keys that change the mathematics or the tensors: accepted if empty (null, false, []), or at one of these values.
 REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "ensure_weight_tying": (False,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    "layer_replication": (None,),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "use_bdlora": (None,),
-    "kasa_config": (None,),
-    "velora_config": (None,),
-    "monteclora_config": (None,),
-    "megatron_config": (None,),
-    "enable_lora": (None,),
+    "use_dora": (),
+    "use_qalora": (),
+    "lora_bias": (),
+    "ensure_weight_tying": (),
+    "target_parameters": (),
+    "trainable_token_indices": (),
+    "layer_replication": (),
+    "alora_invocation_tokens": (),
+    "arrow_config": (),
+    "use_bdlora": (),
+    "kasa_config": (),
+    "velora_config": (),
+    "monteclora_config": (),
+    "megatron_config": (),
+    "enable_lora": (),
     # The others (pissa, olora, corda, loftq, lora_ga) change the base: A and B alone are not the delta.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mica"),
 }
 
 T = TypeVar("T")
@@ -80,7 +80,8 @@ class AdapterConfig:
     alpha_pattern: tuple[tuple[ModulePattern, float], ...] = ()
     target_modules: tuple[str, ...] | str | None = None
     exclude_modules: tuple[str, ...] | str | None = None
-    selects_layers: bool = False
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     task_type: str | None = None
     base_model_name_or_path: str | None = None
@@ -109,7 +110,8 @@ class AdapterConfig:
             alpha_pattern=_pattern(fields, "alpha_pattern", _alpha),
             target_modules=_names(fields, "target_modules"),
             exclude_modules=_names(fields, "exclude_modules"),
-            selects_layers=any(document.get(key) not in _EMPTY for key in ("layers_to_transform", "layers_pattern")),
+            layers_to_transform=_layers(fields),
+            layers_pattern=_as_tuple(_names(fields, "layers_pattern")),
             modules_to_save=fields.texts("modules_to_save") if fields.has("modules_to_save") else (),
             task_type=fields.optional_text("task_type"),
             base_model_name_or_path=fields.optional_text("base_model_name_or_path"),
@@ -142,6 +144,8 @@ class AdapterConfig:
                 "alpha_pattern": {pattern.key: alpha for pattern, alpha in self.alpha_pattern},
                 "target_modules": _sorted(self.target_modules),
                 "exclude_modules": _sorted(self.exclude_modules),
+                "layers_to_transform": self.layers_to_transform and list(self.layers_to_transform),
+                "layers_pattern": list(self.layers_pattern) or None,
                 "modules_to_save": sorted(self.modules_to_save) or None,
             }
         )
@@ -157,18 +161,57 @@ class AdapterConfig:
     def targets(self, paths: Iterable[str]) -> frozenset[str] | None:
         """Return which of *paths* the config targets, or None where only the tensors can tell.
 
-        A string is a regular expression (or ``all-linear``), and ``layers_to_transform`` is a rule on top of the list.
+        A string is a regular expression (or ``all-linear``), which is never run. PEFT's own rule is
+        ``check_target_module_exists`` in peft/tuners/tuners_utils.py.
         """
-        if isinstance(self.target_modules, str | None) or isinstance(self.exclude_modules, str) or self.selects_layers:
+        if isinstance(self.target_modules, str | None) or isinstance(self.exclude_modules, str):
             return None
-        targeted = frozenset(self.target_modules)
-        excluded = frozenset((self.exclude_modules or ()) + self.modules_to_save)
-        return frozenset(path for path in paths if is_named(path, targeted) and not is_named(path, excluded))
+        if not all(word.isidentifier() for word in self.layers_pattern):
+            return None
+        targeted, excluded = frozenset(self.target_modules), frozenset(self.exclude_modules or ())
+        heads = frozenset(self.modules_to_save)
+        return frozenset(
+            path
+            for path in paths
+            if is_named(path, targeted)
+            and not is_named(path, excluded)
+            and not any(is_named(owner, heads) for owner in (*owners_of(path), path))
+            and (path in targeted or self._is_in_layers(path))
+        )
+
+    def replaces(self, path: str) -> bool:
+        """Whether PEFT takes the module at *path* for one of `modules_to_save`: its path ends so, at any boundary."""
+        return path.endswith(self.modules_to_save) if self.modules_to_save else False
+
+    def _is_in_layers(self, path: str) -> bool:
+        return not self.layers_to_transform or self._layer_of(path) in self.layers_to_transform
+
+    def _layer_of(self, path: str) -> int | None:
+        """Return the number in *path* that PEFT takes for a layer's: the first, or that behind a `layers_pattern`."""
+        components = path.split(".")
+        for word in self.layers_pattern or (None,):
+            for position in range(1 if word else 2, len(components) - 1):
+                if components[position].isdecimal() and word in (None, components[position - 1]):
+                    return int(components[position])
+        return None
 
 
 def scaling(r: int, alpha: float, *, use_rslora: bool) -> float:
     """Return alpha/r, or alpha/√r with rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732, section 3)."""
     return alpha / math.sqrt(r) if use_rslora else alpha / r
+
+
+def _layers(fields: Fields) -> tuple[int, ...] | None:
+    key = "layers_to_transform"
+    if not fields.has(key):
+        return None
+    if isinstance(fields.values[key], list):
+        return tuple(fields.read(key, list, "an array of layer numbers", lambda v: all(type(i) is int for i in v)))
+    return (fields.integer(key, low=0, high=2**31),)
+
+
+def _as_tuple(names: tuple[str, ...] | str | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) and names else tuple(names or ())
 
 
 def _first_match(patterns: tuple[tuple[ModulePattern, T], ...], path: str, default: T) -> T:
@@ -180,11 +223,11 @@ def _sorted(names: tuple[str, ...] | str | None) -> list[str] | str | None:
 
 
 def _alpha(fields: Fields, key: str) -> float:
-    return fields.number(key, "a number", lambda _: True)
+    return fields.number(key)
 
 
 def _dropout(fields: Fields) -> float:
-    return fields.number("lora_dropout", "a number from 0 to 1", lambda value: 0 <= value <= 1)
+    return fields.number("lora_dropout", low=0, high=1)
 
 
 def _pattern(fields: Fields, key: str, read: Any) -> tuple[tuple[ModulePattern, Any], ...]:  # noqa: ANN401
@@ -202,10 +245,10 @@ def _names(fields: Fields, key: str) -> tuple[str, ...] | str | None:
 
 def _refuse_foreign_mathematics(document: Mapping[str, Any]) -> None:
     for key, accepted in REQUIRED.items():
-        if key in document and not _is_one_of(document[key], accepted):
+        if key in document and not _is_one_of(_lower(document[key]), accepted + _EMPTY):
             raise MalformedError(
                 f"`{CONFIG_NAME}` sets {printable(key)} to {printable(document[key])}, which lora-hub does not "
-                f"implement; accepted: {', '.join(printable(value) for value in accepted)}",
+                f"implement; accepted: {', '.join(map(printable, accepted)) or 'nothing'}",
                 hint="convert the adapter to plain LoRA, for example with `peft.convert_to_lora`",
             )
     for key in sorted(document.keys() - IMPLEMENTED - INERT - REQUIRED.keys()):
@@ -215,6 +258,10 @@ def _refuse_foreign_mathematics(document: Mapping[str, Any]) -> None:
                 context=printable(key).strip('`"'),
                 hint="remove the key if it has no effect, or upgrade lora-hub",
             )
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _is_one_of(value: object, accepted: tuple[Any, ...]) -> bool:

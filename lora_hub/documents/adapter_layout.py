@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from lora_hub.documents.adapter_config import AUTOMATIC_HEADS, AdapterConfig, scaling
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Slice, SliceGroup
-from lora_hub.documents.module_names import is_named, names_of
+from lora_hub.documents.module_names import names_of, owners_of
 from lora_hub.documents.safetensors_header import TensorInfo
 from lora_hub.errors import MalformedError
 
 PREFIX = "base_model.model."
-# Left in the keys by torch.compile and FSDP when the wrapped module was saved.
-_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module)\.")
+# Components that torch.compile and FSDP insert into paths, and so into the keys of what is saved.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
 _LORA = re.compile(r"(?P<path>[A-Za-z0-9_.-]+)\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _SAVE_AGAIN = "save or download the adapter again"
@@ -33,17 +33,18 @@ _FOREIGN = {
 }
 
 
+Keys = dict[str, str]  # of tensors in the file, by what they are for
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraModule:
-    """One adapted module: A is ``[r, in_features]``, B is ``[out_features, r]``, both stored in *dtype*."""
+    """One adapted module: A is ``[r, in_features]``, B is ``[out_features, r]``."""
 
     path: str
     r: int
     alpha: float
-    scaling: float
     in_features: int
     out_features: int
-    dtype: str
     lora_A: str  # the tensor's key in the file
     lora_B: str
     slices: tuple[Slice, ...] = ()
@@ -53,11 +54,11 @@ class LoraModule:
 class AdapterLayout:
     """All modules that an adapter changes, in the order of their paths.
 
-    ``saved`` maps the full name of each replaced parameter, such as ``classifier.weight``, to its key in the file.
+    ``heads`` has the replaced modules by path: the key in the file of each of their parameters, such as ``weight``.
     """
 
     modules: tuple[LoraModule, ...]
-    saved: Mapping[str, str]
+    heads: Mapping[str, Keys]
 
 
 def read_layout(
@@ -69,56 +70,55 @@ def read_layout(
         MalformedError: A tensor has no purpose or two, lacks its counterpart, has a shape that contradicts the config,
             or a target of the config has no tensor.
     """
-    pairs, saved = _sort_keys(config, tensors)
+    pairs, heads = _sort_keys(config, tensors)
     slices = _slices_by_module(groups, pairs)
     modules = tuple(_read_module(config, tensors, path, pairs[path], slices.get(path, ())) for path in sorted(pairs))
     if not modules:
         raise MalformedError("the adapter has no LoRA tensors", hint=f"expected keys like `{PREFIX}….lora_A.weight`")
-    _check_targets_are_served(config, pairs.keys(), saved)
-    return AdapterLayout(modules=modules, saved=saved)
+    _check_targets_are_served(config, pairs)
+    _check_heads_are_served(config, heads)
+    return AdapterLayout(modules=modules, heads=heads)
 
 
-def plain_key(key: str) -> str:
-    """Return *key* without what wrappers add: ``base_model.model.``, ``module.``, ``_orig_mod.``."""
-    return _WRAPPERS.sub("", key.removeprefix(PREFIX).removeprefix("module."))
+def plain_path(path: str) -> str:
+    """Return *path* without the components that torch.compile and FSDP insert."""
+    return ".".join(component for component in path.split(".") if component not in _WRAPPERS)
 
 
-def _sort_keys(
-    config: AdapterConfig, tensors: Mapping[str, TensorInfo]
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the keys of A and B by module, and those of replaced parameters by name."""
-    pairs: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    saved: dict[str, str] = {}
-    heads = frozenset(config.modules_to_save)
+def _plain_key(key: str) -> str:
+    """Return *key* without PEFT's prefix and without what wrappers put before it or inside."""
+    name = plain_path(key)
+    inner = name.removeprefix("module.")  # DDP around PEFT's model
+    return inner.removeprefix(PREFIX) if inner.startswith(PREFIX) else name
+
+
+def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, Keys], dict[str, Keys]]:
+    """Return the keys of A and B by module, and those of replaced modules' parameters by module."""
+    pairs: defaultdict[str, Keys] = defaultdict(dict)
+    heads: defaultdict[str, Keys] = defaultdict(dict)
     for key in tensors:
-        name = plain_key(key)
-        match = _LORA.fullmatch(name)
+        name = _plain_key(key)
+        lora = _LORA.fullmatch(name)
+        head = next(filter(config.replaces, owners_of(name)), None)
         foreign = next((meaning for part, meaning in _FOREIGN.items() if part in name), None)
-        if foreign or not _PARAMETER.fullmatch(name) or (match is not None) == _is_inside(name, heads):
+        if foreign or not _PARAMETER.fullmatch(name) or (lora is None) == (head is None):
             raise _unexpected(key, foreign)
-        slot, entry = (pairs[match["path"]], match["side"]) if match else (saved, name)
-        if entry in slot:
-            raise MalformedError(f"the tensors {printable(slot[entry])} and {printable(key)} are the same parameter")
-        slot[entry] = key
-    return dict(pairs), saved
-
-
-def _is_inside(name: str, modules: frozenset[str]) -> bool:
-    """Whether the parameter *name* belongs to a module that one of *modules* names."""
-    return any(is_named(module, modules) for module in owners_of(name))
-
-
-def owners_of(name: str) -> list[str]:
-    """Return the paths of the modules that the parameter *name* is in, outermost first."""
-    components = name.split(".")[:-1]
-    return [".".join(components[:stop]) for stop in range(1, len(components) + 1)]
+        keys, purpose = (
+            (pairs[lora["path"]], lora["side"]) if lora else (heads[head or ""], name.removeprefix(f"{head}."))
+        )
+        if purpose in keys:
+            raise MalformedError(
+                f"the tensors {printable(keys[purpose])} and {printable(key)} are the same parameter", hint=_SAVE_AGAIN
+            )
+        keys[purpose] = key
+    return dict(pairs), dict(heads)
 
 
 def _unexpected(key: str, meaning: str | None) -> MalformedError:
     what = f"is {meaning}, which lora-hub does not apply" if meaning else "must be either LoRA or in `modules_to_save`"
     return MalformedError(
         f"the tensor {printable(key)} {what}",
-        hint="save the adapter again without it (PEFT: `save_embedding_layers=False`)",
+        hint="save the adapter again without it (PEFT saves embeddings unless `save_embedding_layers=False`)",
     )
 
 
@@ -137,10 +137,8 @@ def _read_module(
         path=path,
         r=r,
         alpha=alpha,
-        scaling=factor,
         in_features=a.shape[1],
         out_features=b.shape[0],
-        dtype=a.dtype,
         lora_A=keys["A"],
         lora_B=keys["B"],
         slices=slices,
@@ -194,17 +192,21 @@ def _check_slices(
         )
 
 
-def _check_targets_are_served(config: AdapterConfig, paths: Iterable[str], saved: Mapping[str, str]) -> None:
+def _check_targets_are_served(config: AdapterConfig, paths: Iterable[str]) -> None:
     """Whatever can be said without the base model: no tensor without a target, no target without a tensor."""
     targeted = config.targets(paths)
-    if targeted is not None:
-        for path in sorted(set(paths) - targeted):
-            raise MalformedError(f"the tensors of `{path}` belong to no entry of `target_modules`", hint=_SAVE_AGAIN)
-    if targeted is not None and not config.exclude_modules:
+    if targeted is None:
+        return
+    for path in sorted(set(paths) - targeted):
+        raise MalformedError(f"the tensors of `{path}` belong to no entry of `target_modules`", hint=_SAVE_AGAIN)
+    if not config.exclude_modules and not config.modules_to_save:
         served = {name for path in paths for name in names_of(path)}
         _check_served("target_modules", set(config.target_modules or ()) - served)
-    heads = {name for parameter in saved for module in owners_of(parameter) for name in names_of(module)}
-    _check_served("modules_to_save", set(config.modules_to_save) - heads - AUTOMATIC_HEADS)
+
+
+def _check_heads_are_served(config: AdapterConfig, heads: Iterable[str]) -> None:
+    served = {entry for entry in config.modules_to_save if any(path.endswith(entry) for path in heads)}
+    _check_served("modules_to_save", set(config.modules_to_save) - served - AUTOMATIC_HEADS)
 
 
 def _check_served(key: str, missing: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +15,7 @@ from lora_hub.errors import DocumentError
 T = TypeVar("T")
 Bytes = bytes | bytearray  # what was read from outside, or is to be written
 
+MAX_NUMBER = 1e30  # of an alpha, say: far from any that is meant, and from what float64 cannot hold
 MAX_DEPTH = 16  # nested objects and arrays; the deepest document we write has 6
 
 
@@ -45,7 +47,9 @@ def parse_json_object(content: bytes, *, what: str, limit: int) -> dict[str, Any
         document = json.loads(
             content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
         )
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
+        # An escaped half of a surrogate pair is JSON, but no text: nothing could write it down again.
+        json.dumps(document, ensure_ascii=False).encode()
+    except (RecursionError, ValueError) as error:
         raise DocumentError(f"{what} is not valid JSON: {error}", hint="write it again with `save_adapter`") from error
     if not isinstance(document, dict):
         raise DocumentError(f"{what} must be a JSON object, found {_kind(document)}")
@@ -56,8 +60,7 @@ def parse_json_object(content: bytes, *, what: str, limit: int) -> dict[str, Any
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {printable(twice)} stands twice in one object")
     return document
 
@@ -136,13 +139,18 @@ class Fields:
         """Return the string at *key*, or None if the key is missing or null."""
         return self.text(key) if self.has(key) else None
 
+    def present_text(self, key: str) -> str | None:
+        """Return the string at *key*, or None if the key is missing; null is an error."""
+        return self.text(key) if key in self.values else None
+
     def integer(self, key: str, *, low: int, high: int) -> int:
         """Return the integer at *key*, between *low* and *high*, both included."""
         return self.read(key, int, f"an integer from {low} to {high}", lambda value: low <= value <= high)
 
-    def number(self, key: str, expected: str, check: Callable[[float], object]) -> float:
-        """Return the number at *key*; an integer stays an integer, so that it prints as it was."""
-        return self.read(key, int | float, expected, check)  # type: ignore[arg-type]
+    def number(self, key: str, *, low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> float:
+        """Return the number at *key*, from *low* to *high*; an integer stays one, so that it prints as it was."""
+        expected = f"a number from {low} to {high}"
+        return self.read(key, int | float, expected, lambda value: low <= value <= high)  # type: ignore[arg-type]
 
     def objects(self, key: str) -> list[Fields]:
         """Return the objects of the array at *key*."""

@@ -18,7 +18,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PAYLOAD_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
 
 MAX_MANIFEST = 256 * 1024  # bytes
-MAX_FILE = 64 * 1024**3  # bytes
+MAX_FILE = 16 * 1024**3  # bytes
 MAX_RANK = 65_536
 MAX_FEATURES = 2**31
 
@@ -147,11 +147,11 @@ class Manifest:
             name=name,
             version=version,
             created=created,
-            license=fields.optional_text("license"),
+            license=fields.present_text("license"),
             base=BaseModel(
-                repo=base.optional_text("repo"),
-                revision=base.optional_text("revision"),
-                model_type=base.optional_text("model_type"),
+                repo=base.present_text("repo"),
+                revision=base.present_text("revision"),
+                model_type=base.present_text("model_type"),
             ),
             lora=_parse_lora(fields.object("lora")),
             files=_parse_files(fields),
@@ -195,7 +195,7 @@ def _check_schema(fields: Fields) -> None:
 
 def _parse_identity(fields: Fields) -> tuple[str | None, str | None, str | None]:
     """Name, version and time belong together: a published manifest has all three, a draft none."""
-    if not any(fields.has(key) for key in ("name", "version", "created")):
+    if not fields.values.keys() & {"name", "version", "created"}:
         return None, None, None
     name = fields.text("name", "a name of the form `org/task`", _is_name)
     version = fields.text("version", "a version of the form `1.2.0`", _is_version)
@@ -236,11 +236,11 @@ def _parse_files(fields: Fields) -> tuple[FileEntry, ...]:
 def _parse_lora(fields: Fields) -> LoraSummary:
     return LoraSummary(
         r=fields.integer("r", low=1, high=MAX_RANK),
-        alpha=fields.number("alpha", "a number", lambda _: True),
+        alpha=fields.number("alpha"),
         targets=fields.texts("targets"),
         dtype=fields.text("dtype"),
         parameters=fields.integer("parameters", low=1, high=2**48),
-        slices=tuple(_parse_group(group) for group in fields.objects("slices")) if fields.has("slices") else (),
+        slices=tuple(_parse_group(group) for group in fields.objects("slices")) if "slices" in fields.values else (),
     )
 
 
@@ -251,7 +251,7 @@ def _parse_group(fields: Fields) -> SliceGroup:
             Slice(
                 part=part.text("part", "a lower-case word", lambda text: re.fullmatch(r"[a-z][a-z0-9]{0,31}", text)),
                 r=part.integer("r", low=1, high=MAX_RANK),
-                alpha=part.number("alpha", "a number", lambda _: True),
+                alpha=part.number("alpha"),
                 rows=_parse_rows(part),
             )
             for part in fields.objects("parts")

@@ -29,6 +29,12 @@ def names_of(path: str) -> list[str]:
     return [".".join(components[start:]) for start in range(len(components))]
 
 
+def owners_of(path: str) -> list[str]:
+    """Return the paths of the modules that the module or parameter at *path* is in, outermost first."""
+    components = path.split(".")[:-1]
+    return [".".join(components[:stop]) for stop in range(1, len(components) + 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class ModulePattern:
     """A key of ``rank_pattern`` or ``alpha_pattern`` that is a name: literal characters, dots, optional anchors."""

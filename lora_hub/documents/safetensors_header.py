@@ -14,6 +14,8 @@ from lora_hub.errors import MalformedError
 
 MAX_HEADER = 16 * 1024 * 1024  # bytes
 MAX_TENSORS = 100_000
+MAX_AXES = 8
+MAX_SIZE = 2**48  # of an axis and of an offset
 ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; what an adapter may be stored in
 _LENGTH = 8  # bytes
 # NaN and infinity have all bits of the exponent set. Where those lie in the two high bytes, little-endian: (mask of the
@@ -65,7 +67,9 @@ def _check_metadata(metadata: object) -> None:
 
 def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if _is_shape(shape):
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]} if _are_sizes(
+            [*shape, start, stop]
+        ):
             pass
         case _:
             raise MalformedError(
@@ -77,7 +81,7 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
             hint="save the adapter in one of these dtypes",
         )
     expected = math.prod(shape) * ITEM_SIZE[dtype]
-    if not 0 <= start <= stop or stop - start != expected:
+    if stop - start != expected:
         raise MalformedError(
             f"tensor {printable(name)} of shape {shape} and dtype {dtype} needs {expected} bytes, "
             f"its offsets {start}..{stop} hold {stop - start}",
@@ -86,8 +90,8 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     return TensorInfo(dtype=dtype, shape=tuple(shape), start=data_start + start, stop=data_start + stop)
 
 
-def _is_shape(shape: list[Any]) -> bool:
-    return len(shape) <= 8 and all(type(size) is int and 0 <= size < 2**40 for size in shape)  # noqa: PLR2004
+def _are_sizes(values: list[Any]) -> bool:
+    return len(values) <= MAX_AXES + 2 and all(type(value) is int and 0 <= value < MAX_SIZE for value in values)
 
 
 def _check_no_gaps(tensors: dict[str, TensorInfo], start: int, end: int) -> None:

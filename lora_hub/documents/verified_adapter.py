@@ -78,7 +78,10 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
     tensors = read_header(files[WEIGHTS_NAME])
     layout = read_layout(config, tensors, manifest.lora.slices if manifest else ())
     _check_finite(files[WEIGHTS_NAME], tensors)
-    manifest = manifest or describe(config, layout, tensors, files)
+    described = describe(config, layout, tensors, files)
+    if manifest is not None:
+        _check_summary(manifest.lora, described.lora)
+    manifest = manifest or described
     return VerifiedAdapter(
         source=source,
         digest=manifest_digest(bytes(written) if written is not None else manifest.to_bytes()),
@@ -88,6 +91,17 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
         layout=layout,
         weights=files[WEIGHTS_NAME],
     )
+
+
+def _check_summary(written: LoraSummary, found: LoraSummary) -> None:
+    """The manifest is what people read: it must not say other things than the tensors do."""
+    for field in ("r", "alpha", "dtype", "parameters"):
+        if getattr(written, field) != getattr(found, field):
+            raise MalformedError(
+                f"`{MANIFEST_NAME}` says {field} is {printable(getattr(written, field))}, "
+                f"config and tensors say {printable(getattr(found, field))}",
+                hint=f"save the adapter again, or delete `{MANIFEST_NAME}` beside it",
+            )
 
 
 def _check_finite(content: Bytes, tensors: Mapping[str, TensorInfo]) -> None:
@@ -160,7 +174,7 @@ def _parameters(layout: AdapterLayout, tensors: Mapping[str, TensorInfo]) -> int
         for module in layout.modules
         for part in module.slices or (module,)
     )
-    return adapted + sum(math.prod(tensors[key].shape) for key in layout.saved.values())
+    return adapted + sum(math.prod(tensors[key].shape) for keys in layout.heads.values() for key in keys.values())
 
 
 def _slice_groups(layout: AdapterLayout) -> tuple[SliceGroup, ...]:

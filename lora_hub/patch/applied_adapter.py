@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from torch import nn
 
 from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import digest
+from lora_hub.patch.weights import AdapterWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor, nn
-
     from lora_hub.patch.model_patch import ModelPatch
 
 
@@ -23,11 +24,11 @@ class AdapterInfo:
 
     Attributes:
         targets: What the adapter's author called the targets.
+        source: Where it came from, for messages.
         digest: ``sha256:…`` of the manifest it was loaded from; None for an adapter that was made here.
     """
 
     targets: tuple[str, ...]
-    modules_to_save: tuple[str, ...] = ()
     use_rslora: bool = False
     lora_dropout: float = 0.0
     task_type: str | None = None
@@ -36,75 +37,64 @@ class AdapterInfo:
     source: str = "this process"
     digest: str | None = None
 
+    @classmethod
+    def of(cls, adapter: VerifiedAdapter) -> Self:
+        """Return what *adapter* says about itself."""
+        return cls(
+            targets=adapter.manifest.lora.targets,
+            use_rslora=adapter.config.use_rslora,
+            lora_dropout=adapter.config.lora_dropout,
+            task_type=adapter.config.task_type,
+            base=adapter.manifest.base,
+            license=adapter.manifest.license,
+            source=adapter.source,
+            digest=adapter.digest,
+        )
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class AppliedAdapter:
     """One adapter on one model.
 
     Attributes:
         name: Its name on this model.
-        scale: Multiplies its delta; the factor is weight x scale x alpha/r.
-        active: Whether it belongs to the model's default set, which runs outside of `use`.
         info: Where it came from and how it was made.
-        trainable: Whether A and B are parameters that an optimizer sees.
+        modules: The adapted and the replaced modules, by path.
+        heads: The paths of the replaced ones.
+        trainable: Whether A, B and heads are parameters that an optimizer sees.
+        scale: Multiplies its delta; the factor is weight x scale x alpha/r.
         other_base_allowed: Whether it was applied although it was made for another base.
+        patch: The state of the model that it is on.
     """
 
     name: str
     info: AdapterInfo
+    modules: Mapping[str, nn.Module]
+    heads: frozenset[str]
     trainable: bool
-    other_base_allowed: bool = False
-    _scale: float = 1.0
-    _active: bool = True
-    _patch: ModelPatch | None = None
-    _modules: dict[str, nn.Module] = field(default_factory=dict)
+    scale: float
+    other_base_allowed: bool
+    patch: ModelPatch
     _saved_digest: str | None = None
 
     @property
-    def scale(self) -> float:
-        """Multiplies the delta."""
-        return self._scale
+    def is_attached(self) -> bool:
+        """Whether the adapter is on its model still."""
+        return self.patch.handles.get(self.name) is self
 
     @property
     def active(self) -> bool:
-        """Whether the adapter runs outside of `use`."""
-        return self._active
+        """Whether the adapter belongs to the model's default set, which runs outside of `use`."""
+        return self in self.patch.active
 
     @active.setter
     def active(self, value: bool) -> None:
-        self.patch.set_active(self, active=value)
+        self._attached_patch().set_active(self, active=value)
 
     @property
     def merged(self) -> bool:
         """Whether the delta is in the weights of the base at the moment."""
-        return self._patch is not None and self in self._patch.merged
-
-    @property
-    def patch(self) -> ModelPatch:
-        """The state of the model that this adapter is on."""
-        if self._patch is None:
-            raise StateError(f"the adapter `{self.name}` was removed", hint="apply it again with `apply_adapter`")
-        return self._patch
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The adapted modules, by path."""
-        return dict(self._modules)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of the adapter as it is stored: A, B and those of replaced heads."""
-        for path, module in self._modules.items():
-            record = self.patch.record(module)
-            slot, replacement = record.slots.get(self.name), record.replacements.get(self.name)
-            for part, factors in slot.parts if slot else ():
-                for side, tensor in zip("AB", factors.stored(module), strict=True):
-                    yield f"{path}.{part.name or ''}.lora_{side}", tensor.detach()
-            for name, tensor in replacement.tensors(module).items() if replacement else ():
-                yield f"{path}.{name}", tensor.detach()
-
-    def parameter_count(self) -> int:
-        """Return how many numbers the adapter holds."""
-        return sum(tensor.numel() for _, tensor in self.tensors())
+        return self in self.patch.merged
 
     def merge(self) -> None:
         """Add the delta to the weights of the base, at no further cost per call; `unmerge` gives back the same bits.
@@ -112,9 +102,9 @@ class AppliedAdapter:
         ``W0 + factor * B A`` is summed in float32 over all merged adapters and rounded once.
 
         Raises:
-            StateError: Already merged, weights that are tied, offloaded or quantised, or a merged weight was changed.
+            StateError: Already merged; weights that are tied, offloaded or quantised; a merged weight was changed.
         """
-        self.patch.merge(self)
+        self._attached_patch().merge(self)
 
     def unmerge(self, *, force: bool = False) -> None:
         """Take the delta out of the weights again: the original bits, or those of what stays merged.
@@ -122,15 +112,31 @@ class AppliedAdapter:
         Raises:
             StateError: Not merged, or a merged weight was changed since; with *force* the original comes back anyway.
         """
-        self.patch.unmerge(self, force=force)
+        self._attached_patch().unmerge(self, force=force)
 
     def remove(self) -> None:
         """Take the adapter off the model: same objects, same classes, same bits, same `requires_grad` as before."""
-        self.patch.remove(self)
+        self._attached_patch().remove(self)
+
+    def weights(self) -> AdapterWeights:
+        """Return A and B of each module, and the tensors of each head, as they are now."""
+        patch = self._attached_patch()
+        records = {path: (module, patch.record(module)) for path, module in self.modules.items()}
+        return AdapterWeights(
+            modules={p: r.deltas[self.name].weights(m) for p, (m, r) in records.items() if p not in self.heads},
+            heads={p: r.replacements[self.name].tensors(m) for p, (m, r) in records.items() if p in self.heads},
+        )
+
+    def parameter_count(self) -> int:
+        """Return how many numbers the adapter holds."""
+        return sum(tensor.numel() for _, tensor in self.weights().tensors())
 
     def has_unsaved_changes(self) -> bool:
         """Whether the adapter was trained since it was made, loaded or last saved."""
-        return self.trainable and self._saved_digest != self.state_digest()
+        if not self.trainable or self._saved_digest == self.state_digest():
+            return False
+        # Cast, but never trained: all that was made here is still B = 0.
+        return bool(self.heads) or any(bool(t.any()) for n, t in self.weights().tensors() if n.endswith("lora_B"))
 
     def mark_saved(self) -> None:
         """Remember the present values as saved."""
@@ -138,10 +144,14 @@ class AppliedAdapter:
 
     def state_digest(self) -> str:
         """Return a digest of all values of the adapter."""
-        return digest(self.tensors())
+        return digest(self.weights().tensors())
+
+    def _attached_patch(self) -> ModelPatch:
+        if not self.is_attached:
+            raise StateError(f"the adapter `{self.name}` was removed", hint="apply it again with `apply_adapter`")
+        return self.patch
 
     def __repr__(self) -> str:
-        state = (
-            "removed" if self._patch is None else "merged" if self.merged else "active" if self.active else "inactive"
-        )
-        return f"<AppliedAdapter {self.name!r} from {self.info.source}: {len(self._modules)} modules, {state}>"
+        states = {"removed": not self.is_attached, "merged": self.merged, "active": self.active, "inactive": True}
+        state = next(word for word, holds in states.items() if holds)
+        return f"<AppliedAdapter {self.name!r} from {self.info.source}: {len(self.modules)} modules, {state}>"

@@ -2,8 +2,8 @@
 
 The choice is a context variable, so threads and asyncio tasks never clash. A backward pass may run in another context
 (another thread, after the block was left), and gradient checkpointing calls the forward again from there. So inside
-`use` every tensor that autograd saves carries the choice it was saved under; when a node of the backward unpacks one,
-forwards that this node starts see that choice again.
+`use` every tensor that autograd saves carries the scope it was saved under; when a node of the backward unpacks one,
+forwards that this node starts see that scope again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ParamSpec, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from lora_hub.errors import StateError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,11 +29,17 @@ Plan = tuple[tuple[str, float], ...]  # name and weight x scale of each adapter 
 _Node = tuple[int, int, str]  # a node of one running backward: graph task, sequence number, name
 
 
-class Chooses(Protocol):
-    """The state of one model, for which a choice can be made."""
+class PatchedModel(Protocol):
+    """The state of one model under adapters, as its modules and `use` see it."""
+
+    def running(self) -> Plan:
+        """Return what runs in the calling context."""
 
     def check(self, weights: Mapping[str, float]) -> None:
         """Raise if the model cannot run with *weights*."""
+
+    def warn_of_hidden(self, module: nn.Module) -> None:
+        """Warn if a `state_dict` that leaves out the parameters of *module* loses training."""
 
 
 @dataclass(slots=True)
@@ -46,8 +54,17 @@ class Choice:
 class _Scope:
     """The choices of one context, by model, and the node of the backward in which they were made, if in one."""
 
-    choices: Mapping[Chooses, Choice]
+    choices: Mapping[PatchedModel, Choice]
     during: _Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A tensor that autograd saved, the scope it was saved under, and its version, which hooks hide from autograd."""
+
+    tensor: Tensor
+    scope: _Scope
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +76,16 @@ class _Recomputation:
 
 
 _EVERYTHING_DEFAULT = _Scope(MappingProxyType({}))
-_scope: ContextVar[_Scope] = ContextVar("lora_hub_choice", default=_EVERYTHING_DEFAULT)
+_scope: ContextVar[_Scope] = ContextVar("lora_hub_scope", default=_EVERYTHING_DEFAULT)
 _recomputation: ContextVar[_Recomputation | None] = ContextVar("lora_hub_recomputation", default=None)
+# What each block that is entered in this context has to give back when it is left.
+_entered: ContextVar[tuple[tuple[_Scope, saved_tensors_hooks | None], ...]] = ContextVar("lora_hub_entered", default=())
+
+# The stubs of torch lack it.
+_hooks_are_allowed: Callable[[], bool] = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled")  # noqa: B009, SLF001
 
 
-_hooks_are_allowed: Callable[[], bool] = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled")  # noqa: B009, SLF001 - the stubs lack it
-
-
-def chosen(patch: Chooses) -> Choice | None:
+def chosen(patch: PatchedModel) -> Choice | None:
     """Return what this context chose for the model of *patch*, or None for the model's default set."""
     return _current_scope().choices.get(patch)
 
@@ -91,55 +110,63 @@ def _running_node() -> _Node | None:
     return (task, node._sequence_nr(), node.name()) if node is not None else None  # noqa: SLF001
 
 
-def _pack(tensor: Tensor) -> tuple[_Scope, Tensor]:
+def _pack(tensor: Tensor) -> _Saved:
     # Not the scope of the `use` that installed this hook: hooks are kept per thread, and tasks share a thread.
-    return _current_scope(), tensor
+    return _Saved(tensor, _current_scope(), _version(tensor))
 
 
-def _unpack(packed: tuple[_Scope, Tensor]) -> Tensor:
-    scope, tensor = packed
+def _unpack(saved: _Saved) -> Tensor:
+    if _version(saved.tensor) != saved.version:
+        raise RuntimeError(
+            f"a tensor of shape {list(saved.tensor.shape)} was changed in place, but the backward needs it as it was"
+        )
     node = _running_node()
     if node is not None:
-        _recomputation.set(_Recomputation(node, weakref.ref(scope)))
-    return tensor
+        _recomputation.set(_Recomputation(node, weakref.ref(saved.scope)))
+    return saved.tensor
 
 
-@dataclass(slots=True)
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
-    """A context in which exactly the chosen adapters of one model run. Can be entered again and nested."""
+    """A context in which exactly the chosen adapters of one model run. May be entered again, nested, and shared."""
 
-    patch: Chooses
+    patch: PatchedModel
     choice: Choice
-    _entered: list[tuple[Token[_Scope], saved_tensors_hooks | None]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.patch.check(self.choice.weights)
-        outer = _current_scope()
-        scope = _Scope(MappingProxyType({**outer.choices, self.patch: self.choice}), _running_node())
-        self._entered.append((_scope.set(scope), _start_recording()))
+        scope = _Scope(MappingProxyType({**_current_scope().choices, self.patch: self.choice}), _running_node())
+        _entered.set((*_entered.get(), (_scope.get(), _start_recording())))
+        _scope.set(scope)
         return self
 
     def __exit__(self, *_: object) -> None:
-        token, hooks = self._entered.pop()
+        if not _entered.get():
+            raise StateError("a `use` block is left in another context than it was entered in", hint="use `bind`")
+        *others, (before, hooks) = _entered.get()
+        _entered.set(tuple(others))
+        _scope.set(before)
         if hooks is not None:
             hooks.__exit__()
-        _scope.reset(token)
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return *function* such that it runs under this choice in whatever thread it is called."""
 
         @functools.wraps(function)
         def bound(*args: P.args, **kwargs: P.kwargs) -> T:
-            with Use(self.patch, self.choice):
+            with self:
                 return function(*args, **kwargs)
 
         return bound
 
 
 def _start_recording() -> saved_tensors_hooks | None:
-    """Let autograd's saved tensors carry the choice, where autograd records and allows hooks."""
-    # torch.func transforms forbid hooks; they cannot be checkpointed either.
-    if not torch.is_grad_enabled() or not _hooks_are_allowed():
+    """Let autograd's saved tensors carry the scope, where hooks are allowed: not inside of torch.func transforms."""
+    if not _hooks_are_allowed():
         return None
     hooks = saved_tensors_hooks(_pack, _unpack)
     hooks.__enter__()

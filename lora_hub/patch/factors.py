@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +36,26 @@ class Part:
         return self.rows or ((0, out_features),)
 
 
+class PartWeights(NamedTuple):
+    """A part with its A ``[r, in]`` and B ``[rows of the part, r]``."""
+
+    part: Part
+    lora_A: Tensor
+    lora_B: Tensor
+
+
 class Factors(Protocol):
-    """Where A ``[r, in]`` and B ``[out, r]`` live."""
+    """Where A and B live."""
 
     def stored(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Return A and B as they are stored."""
 
-    def on(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return A and B where and how the computation needs them."""
+    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B on the device of the input *x*, in the dtype in which to compute."""
 
 
 class FrozenFactors:
-    """Plain tensors for inference: not in `parameters()`, not in `state_dict()`, placed where the input is."""
+    """Plain tensors for inference: not in `parameters()`, not in `state_dict()`; they compute in the input's dtype."""
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
         self._stored = (lora_A, lora_B)
@@ -57,12 +65,15 @@ class FrozenFactors:
         """Return A and B in the dtype they were read in."""
         return self._stored
 
-    def on(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return A and B on *device* in *dtype*; the last placement is kept."""
-        a, b = placed = self._placed
-        if a.device != device or a.dtype != dtype:
-            a, b = self._stored
-            self._placed = placed = (a.to(device, dtype), b.to(device, dtype))
+    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return A and B where *x* is; the last placement is kept."""
+        dtype = autocast_dtype(x.device) or x.dtype
+        placed = self._placed
+        if placed[0].device != x.device or placed[0].dtype != dtype:
+            # What is kept may be needed for a backward, also if this call is under `inference_mode`.
+            with torch.inference_mode(False):
+                a, b = self._stored
+                self._placed = placed = (a.to(x.device, dtype), b.to(x.device, dtype))
         return placed
 
 
@@ -77,10 +88,11 @@ class TrainableFactors:
         """Return A and B as the optimizer sees them."""
         return getattr(module, self.name_A), getattr(module, self.name_B)
 
-    def on(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return A and B on *device* in *dtype*; gradients flow back through the cast."""
+    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B in their own precision if it is the wider one, so that gradients are not rounded."""
         a, b = self.stored(module)
-        return a.to(device, dtype), b.to(device, dtype)
+        dtype = autocast_dtype(x.device) or torch.promote_types(a.dtype, x.dtype)
+        return a.to(x.device, dtype), b.to(x.device, dtype)
 
 
 def init_factors(r: int, in_features: int, out_features: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -104,12 +116,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
-def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, factor: float) -> Tensor:
-    """Return ``y + factor * x A^T B^T`` on the *runs* of the last axis; *y* ``[..., out]`` is changed in place.
-
-    The backward of the layer that made *y* does not need it: linear layers save their input and their weight.
-    """
-    s = F.linear(x, lora_A)  # [..., in] @ [in, r] -> [..., r]
+def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, factor: float) -> None:
+    """Add ``factor * x A^T B^T`` to the *runs* of the last axis of *y* ``[..., out]``, in place."""
+    s = F.linear(x.to(lora_A.dtype), lora_A)  # [..., in] @ [in, r] -> [..., r]
     is_plain = s.dtype == y.dtype and y.is_contiguous() and autocast_dtype(y.device) is None
     rows = 0
     for start, stop in runs:
@@ -121,24 +130,20 @@ def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, 
             part = flat if stop - start == y.shape[-1] else flat[:, start:stop]
             part.addmm_(s.reshape(-1, s.shape[-1]), B.t(), alpha=factor)
         else:
-            # addmm_ takes no mixed dtypes, and none of autocast's.
-            y[..., start:stop].add_(F.linear(s, B).to(y.dtype), alpha=factor)
-    return y
+            # addmm_ takes no mixed dtypes, and none of autocast's; add_ computes in the wider one and rounds once.
+            y[..., start:stop].add_(F.linear(s, B), alpha=factor)
 
 
 def delta_weight(
-    pairs: Iterable[tuple[Tensor, Tensor, Rows, float]],
-    shape: tuple[int, int],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    pairs: Iterable[tuple[PartWeights, float]], shape: tuple[int, int], *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return the sum of ``factor * B A`` as ``[out, in]``, accumulated in *dtype*."""
+    """Return the sum of ``factor * B A`` as ``[out, in]``, accumulated in *dtype*, also under autocast."""
     total = torch.zeros(shape, device=device, dtype=dtype)
-    for lora_A, lora_B, runs, factor in pairs:
-        product = lora_B.to(device, dtype) @ lora_A.to(device, dtype)  # [rows, r] @ [r, in] -> [rows, in]
-        start_B = 0
-        for start, stop in runs:
-            total[start:stop].add_(product[start_B : start_B + stop - start], alpha=factor)
-            start_B += stop - start
+    with torch.autocast(device.type, enabled=False):
+        for (part, lora_A, lora_B), factor in pairs:
+            product = lora_B.to(device, dtype) @ lora_A.to(device, dtype)  # [rows, r] @ [r, in] -> [rows, in]
+            rows = 0
+            for start, stop in part.runs(shape[0]):
+                total[start:stop].add_(product[rows : rows + stop - start], alpha=factor * part.scaling)
+                rows += stop - start
     return total

@@ -20,35 +20,29 @@ class Replacement:
     """
 
     def __init__(self, module: nn.Module, values: Mapping[str, Tensor] | None, path: str) -> None:
-        if any(parameter.device.type == "meta" for parameter in module.parameters()):
+        if any(tensor.device.type == "meta" for tensor in module.state_dict().values()):
             raise StateError(f"`{path}` is offloaded, so it cannot be replaced", hint="load the model on a device")
         self._copy = bare_copy(module).requires_grad_(False)
         # The tensors as they were read: the copy computes in the base's dtype, a save gives back what was read.
         self._stored = dict(values) if values is not None else None
         if values is not None:
             _load(self._copy, values, path)
-        self._parameter_names: dict[str, str] = {}
+        self._flat_names: dict[str, str] = {}
 
-    def register(self, module: nn.Module, prefix: str) -> tuple[str, ...]:
-        """Make the copy's parameters trainable, as parameters of *module*; return their flat names."""
+    def trainable_parameters(self, prefix: str) -> dict[str, nn.Parameter]:
+        """Return the copy's parameters, to be trained as parameters of the module, by their flat names there."""
         self._stored = None
-        for name, parameter in self._copy.named_parameters():
-            flat = f"{prefix}__{name.replace('.', '__')}"
-            parameter.requires_grad_(True)
-            module.register_parameter(flat, parameter)
-            self._parameter_names[name] = flat
-        return tuple(self._parameter_names.values())
+        self._flat_names = {n: f"{prefix}%{n.replace('.', '%2E')}" for n, _ in self._copy.named_parameters()}
+        parameters = dict(self._copy.requires_grad_(True).named_parameters())
+        return {flat: parameters[name] for name, flat in self._flat_names.items()}
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Return what the copy computes, in the mode (train or eval) and on the device of the call."""
+        """Return what the copy computes, in the mode (train or eval), on the device and in the dtype of *module*."""
         self._follow(module)
-        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        first = next(self._copy.parameters(), None)
-        if tensor is not None and first is not None and first.device != tensor.device and not self._parameter_names:
-            self._copy.to(tensor.device)
         if self._copy.training != module.training:
             self._copy.train(module.training)
-        return self._copy(*args, **kwargs)
+        # Not its `__call__`: the module's hooks run around this call already.
+        return self._copy.forward(*args, **kwargs)
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Return the state of the replacement, by the names that the module's own `state_dict` has."""
@@ -57,16 +51,26 @@ class Replacement:
         self._follow(module)
         return dict(self._copy.state_dict())
 
-    def load(self, module: nn.Module, values: Mapping[str, Tensor], path: str) -> None:
-        """Replace the values of the replacement, in place."""
-        self._follow(module)
-        _load(self._copy, values, path)
-
     def _follow(self, module: nn.Module) -> None:
-        """Take the parameters that *module* has now: `.to()` and sharding may have replaced the objects."""
-        for name, flat in self._parameter_names.items():
-            owner, _, leaf = name.rpartition(".")
-            self._copy.get_submodule(owner)._parameters[leaf] = module._parameters[flat]  # noqa: SLF001
+        """Go where *module* went: `.to()` and sharding may have moved, cast or replaced what it holds."""
+        for name, flat in self._flat_names.items():
+            owner, leaf = _owner(self._copy, name)
+            owner._parameters[leaf] = module._parameters[flat]  # noqa: SLF001
+        for name, mine in (*self._copy.named_parameters(), *self._copy.named_buffers()):
+            if name not in self._flat_names:
+                owner, leaf = _owner(module, name)
+                self._place(name, mine, getattr(owner, leaf))
+
+    def _place(self, name: str, mine: Tensor, like: Tensor) -> None:
+        if mine.device != like.device or mine.dtype != like.dtype:
+            with torch.inference_mode(False), torch.no_grad():
+                stored = self._stored[name] if self._stored is not None else mine
+                mine.data = stored.to(like.device, like.dtype)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
 
 
 def _load(module: nn.Module, values: Mapping[str, Tensor], path: str) -> None:
@@ -81,7 +85,8 @@ def _load(module: nn.Module, values: Mapping[str, Tensor], path: str) -> None:
         if own[name].shape != value.shape:
             raise CompatibilityError(
                 f"`{path}.{name}` has shape {list(own[name].shape)} in this model, {list(value.shape)} in the adapter",
-                hint="load the base model with the number of labels that the adapter was trained with (`num_labels=`)",
+                hint="load the base as the adapter was trained on it: the same number of labels (`num_labels=`), or of "
+                "tokens",
             )
     with torch.no_grad():
         for name, tensor in own.items():

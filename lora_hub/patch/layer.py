@@ -13,47 +13,58 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_hub.errors import CompatibilityError, StateError
-from lora_hub.patch.record import RECORD, Owner, Record, record_of
+from lora_hub.patch.choice import PatchedModel
+from lora_hub.patch.record import RECORD, Record, add_deltas, record_of
 
-_show_parameters: ContextVar[bool] = ContextVar("lora_hub_show_parameters", default=False)
+# Their outputs are new tensors that their own backward does not need, so that a delta may be added in place.
+_FRESH_OUTPUT = {("torch.nn.modules.linear", "Linear.forward"), ("transformers.pytorch_utils", "Conv1D.forward")}
+_shown: ContextVar[frozenset[PatchedModel]] = ContextVar("lora_hub_shown", default=frozenset())
 
 
 @contextmanager
-def showing_parameters() -> Iterator[None]:
-    """While this is entered, `state_dict` shows the parameters of trainable adapters and loading expects them."""
-    token = _show_parameters.set(True)
+def showing_parameters(patch: PatchedModel) -> Iterator[None]:
+    """While this is entered, `state_dict` shows the trainable adapters of one model, and loading expects them."""
+    token = _shown.set(_shown.get() | {patch})
     try:
         yield
     finally:
-        _show_parameters.reset(token)
+        _shown.reset(token)
 
 
 class AdaptedModule(nn.Module):
     """What a generated subclass puts before its base class: `super()` is always the base class itself."""
 
     lora_hub_base_class: type[nn.Module]
+    lora_hub_output_is_fresh: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return what the base class computes plus the deltas of the adapters that run, or what replaces it."""
-        record: Record = self.__dict__[RECORD]
-        running = record.patch.running()
+        record = record_of(self)
+        running = record.patch.running() if record is not None else ()
+        if not running or record is None:
+            return super().forward(*args, **kwargs)
         for name, _ in running:
             if name in record.replacements:
                 return record.replacements[name].run(self, args, kwargs)
         y = super().forward(*args, **kwargs)
-        for name, weight in running:
-            slot = record.slots.get(name)
-            if slot is not None:
-                y = slot.add_to(y, args[0] if args else next(iter(kwargs.values())), weight, self)
-        return y
+        deltas = [(record.deltas[name], weight) for name, weight in running if name in record.deltas]
+        if not deltas:
+            return y
+        if not self.lora_hub_output_is_fresh and torch.is_grad_enabled():
+            y = y.clone()
+        return add_deltas(y, args[0] if args else next(iter(kwargs.values())), deltas, self)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in _hidden(self):
+        record, hidden = record_of(self), _hidden(self)
+        for name in hidden:
             destination.pop(prefix + name, None)
+        if record is not None and hidden:
+            record.patch.warn_of_hidden(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
         super()._load_from_state_dict(*args)
@@ -66,7 +77,7 @@ class AdaptedModule(nn.Module):
 
     def __repr__(self) -> str:
         record = record_of(self)
-        return " + ".join([super().__repr__(), *({**record.slots, **record.replacements} if record else ())])
+        return " + ".join([super().__repr__(), *({**record.deltas, **record.replacements} if record else ())])
 
 
 _patched_classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -76,14 +87,20 @@ def patched_class(base: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of *base* that runs adapters; one per base class, made on first use."""
     made = _patched_classes.get(base)
     if made is None:
-        namespace = {"__module__": __name__, "__doc__": f"{base.__name__} with adapters.", "lora_hub_base_class": base}
+        forward = (getattr(base.forward, "__module__", ""), getattr(base.forward, "__qualname__", ""))
+        namespace = {
+            "__module__": __name__,
+            "__doc__": f"{base.__name__} with adapters.",
+            "lora_hub_base_class": base,
+            "lora_hub_output_is_fresh": forward in _FRESH_OUTPUT,
+        }
         made = _patched_classes.setdefault(base, type(f"Lora{base.__name__}", (AdaptedModule, base), namespace))
     return made
 
 
 def _hidden(module: nn.Module) -> list[str]:
     record = record_of(module)
-    if record is None or _show_parameters.get():
+    if record is None or record.patch in _shown.get():
         return []
     return [name for names in record.parameter_names.values() for name in names]
 
@@ -94,62 +111,46 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return module_class.__new__(module_class)
 
 
-def patch_module(module: nn.Module, path: str, patch: Owner) -> Record:
-    """Return the record of *module*, whose class is swapped for the patched one if it is not yet.
+def check_can_be_patched(module: nn.Module, path: str, patch: PatchedModel) -> None:
+    """Raise if *module* belongs to another patched model, or if a call of it would not reach our `forward`.
 
-    Raises:
-        StateError: The module belongs to another patched model.
-        CompatibilityError: A call of the module would not reach our `forward`; nothing was changed.
+    An instance attribute `forward` hides the class's. It is harmless if it is the class's own, bound; behind
+    accelerate's, we can get; any other would bypass the adapter silently.
     """
     record = record_of(module)
-    if record is not None:
-        if record.patch is not patch:
-            raise StateError(
-                f"`{path}` carries adapters of a model that contains this one, or of a part of it",
-                hint="remove them first, or call with the model that they were applied to",
-            )
-        return record
-    check_forward_is_reachable(module, path)
-    base = type(module)
-    record = module.__dict__[RECORD] = Record(patch)
-    module.__class__ = patched_class(base)
-    _rebind_old_forward(module)
-    return record
-
-
-def check_forward_is_reachable(module: nn.Module, path: str) -> None:
-    """An instance attribute `forward` hides the class's; we know how to get behind accelerate's hooks only."""
-    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+    if record is not None and record.patch is not patch:
+        raise StateError(
+            f"`{path}` carries adapters of a model that contains this one, or of a part of it",
+            hint="remove them first, or call with the model that they were applied to",
+        )
+    hidden = "forward" in module.__dict__ and not _is_own_method(module.__dict__["forward"], module)
+    if hidden and "_old_forward" not in module.__dict__:
         raise CompatibilityError(
             f"`{path}` has a `forward` of its own in place of its class's, so an adapter on it would never run",
             hint="apply the adapter before the library that replaced `forward` (tensor parallelism, a profiler) does",
         )
 
 
-def _rebind_old_forward(module: nn.Module) -> None:
-    """Accelerate keeps the bound method that it wrapped: let it be that of the class the module has now."""
+def _is_own_method(function: object, module: nn.Module) -> bool:
+    return isinstance(function, types.MethodType) and function.__func__ is type(module).forward
+
+
+def patch_module(module: nn.Module, patch: PatchedModel) -> Record:
+    """Return the record of *module*, whose class is swapped for the patched one if it is not yet."""
+    record = record_of(module)
+    if record is None:
+        record = module.__dict__[RECORD] = Record(patch)
+        module.__class__ = patched_class(type(module))
+        _rebind_forward(module)
+    return record
+
+
+def _rebind_forward(module: nn.Module) -> None:
+    """Let bound methods in the instance dict (accelerate keeps one) be those of the class the module has now."""
     for name in ("_old_forward", "forward"):
         bound = module.__dict__.get(name)
         if isinstance(bound, types.MethodType) and bound.__self__ is module:
             module.__dict__[name] = types.MethodType(type(module).forward, module)
-
-
-def bare_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of *module* as it is without any adapter: own classes, original weights, nothing of ours inside."""
-    records = {id(child): record for child in module.modules() if (record := record_of(child)) is not None}
-    # A record leads to the whole model; in the copy there is nothing in its place.
-    twin = copy.deepcopy(module, {id(record): None for record in records.values()})
-    for child, copied in zip(list(module.modules()), list(twin.modules()), strict=True):
-        record = records.get(id(child))
-        if record is None:
-            continue
-        copied.__class__ = type(child).__dict__["lora_hub_base_class"]
-        del copied.__dict__[RECORD]
-        for name in (name for names in record.parameter_names.values() for name in names):
-            del copied._parameters[name]  # noqa: SLF001
-        if record.merged is not None:
-            copied.load_state_dict(record.merged.originals, strict=False)
-    return twin
 
 
 def check_can_be_restored(module: nn.Module, path: str) -> None:
@@ -168,4 +169,24 @@ def restore_module(module: nn.Module) -> None:
         return
     module.__class__ = type(module).__dict__["lora_hub_base_class"]
     del module.__dict__[RECORD]
-    _rebind_old_forward(module)
+    _rebind_forward(module)
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of *module* as it is without adapters and hooks: own classes, original weights, nothing of ours."""
+    records = {id(child): record for child in module.modules() if (record := record_of(child)) is not None}
+    # A record leads to the whole model; in the copy there is nothing in its place.
+    twin = copy.deepcopy(module, {id(record): None for record in records.values()})
+    for child, copied in zip(list(module.modules()), list(twin.modules()), strict=True):
+        for name in ("_hf_hook", "_old_forward", "forward"):  # accelerate's
+            copied.__dict__.pop(name, None)
+        record = records.get(id(child))
+        if record is None:
+            continue
+        copied.__class__ = type(child).__dict__["lora_hub_base_class"]
+        del copied.__dict__[RECORD]
+        for name in (name for names in record.parameter_names.values() for name in names):
+            del copied._parameters[name]  # noqa: SLF001
+        if record.merged is not None:
+            copied.load_state_dict(record.merged.originals, strict=False)
+    return twin

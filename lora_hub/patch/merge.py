@@ -1,7 +1,7 @@
 """Merged weights of one module: computed from the kept original, so that taking them back is exact.
 
 Deltas are summed in float32 (float64 for a float64 base) and rounded once; `a.merge(); b.merge(); a.unmerge()` is
-therefore W0 + delta_b rounded once, whatever happened before.
+therefore W0 + delta of b rounded once, whatever happened before.
 """
 
 from __future__ import annotations
@@ -18,46 +18,57 @@ from lora_hub.patch.projections import features, is_transposed
 from lora_hub.patch.record import Merged, Record, record_of
 
 
-def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float], *, force: bool = False) -> None:
+def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> None:
     """Make the weights of *module* those with exactly the adapters in *factors* (name to weight x scale) merged in.
 
+    Whenever this is interrupted, *record* has the originals: calling it again with other factors makes it right.
+
     Raises:
-        StateError: A merged tensor was changed since; with *force* it is replaced all the same. Nothing was changed.
+        StateError: The sum is too large for the dtype of the weight; nothing was changed.
     """
-    if record.merged is not None and not force:
-        _check_unchanged(module, path, record.merged)
-    values = _merged_values(module, record, factors)
+    values = _merged_values(module, path, record, factors)
     originals = dict(record.merged.originals) if record.merged is not None else {}
+    for name in values.keys() - originals.keys():
+        originals[name] = _tensor(module, name).detach().clone()
+    record.merged = Merged(originals, {})
     with torch.no_grad():
         for name in originals.keys() - values.keys():
-            _tensor(module, name).copy_(originals.pop(name))
+            _tensor(module, name).copy_(originals[name])
         for name, value in values.items():
-            tensor = _tensor(module, name)
-            originals.setdefault(name, tensor.detach().clone())
-            tensor.copy_(value)
-    checksums = {name: checksum(_tensor(module, name)) for name in values}
-    record.merged = Merged(originals, checksums) if values else None
+            _tensor(module, name).copy_(value)
+    kept = {name: originals[name] for name in values}
+    record.merged = Merged(kept, {name: checksum(_tensor(module, name)) for name in values}) if values else None
 
 
-def _merged_values(module: nn.Module, record: Record, factors: Mapping[str, float]) -> dict[str, Tensor]:
+def _merged_values(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> dict[str, Tensor]:
     """Return the value of each tensor that the adapters in *factors* change."""
     values: dict[str, Tensor] = {}
     pairs = [
-        (*adapted.stored(module), part.runs(features(module)[1]), factor * part.scaling)
+        (weights, factor)
         for name, factor in factors.items()
-        if name in record.slots
-        for part, adapted in record.slots[name].parts
+        if name in record.deltas
+        for weights in record.deltas[name].weights(module)
     ]
     if pairs:
         weight = original(module, "weight")
         accumulator = torch.promote_types(weight.dtype, torch.float32)
         in_features, out_features = features(module)
-        delta = delta_weight(pairs, (out_features, in_features), device=weight.device, dtype=accumulator)
+        with torch.no_grad():
+            delta = delta_weight(pairs, (out_features, in_features), device=weight.device, dtype=accumulator)
         delta = delta.T if is_transposed(module) else delta
         values["weight"] = delta.add_(weight.to(accumulator)).to(weight.dtype)
     for name in factors:
         if name in record.replacements:
             values |= record.replacements[name].tensors(module)
+    for name, value in values.items():
+        if (
+            value.is_floating_point()
+            and not torch.isfinite(value).all()
+            and torch.isfinite(original(module, name)).all()
+        ):
+            raise StateError(
+                f"`{path}.{name}` plus the delta is too large for {value.dtype}", hint="use the adapter unmerged"
+            )
     return values
 
 
@@ -73,10 +84,11 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     return getattr(module.get_submodule(owner), leaf)  # type: ignore[no-any-return]
 
 
-def _check_unchanged(module: nn.Module, path: str, merged: Merged) -> None:
-    for name, expected in merged.checksums.items():
+def check_unchanged(module: nn.Module, path: str, record: Record) -> None:
+    """Raise `StateError` if a merged tensor of *module* is not what the merge made of it."""
+    for name, expected in record.merged.checksums.items() if record.merged is not None else ():
         tensor = _tensor(module, name)
-        if tensor.dtype != merged.originals[name].dtype or checksum(tensor) != expected:
+        if tensor.dtype != record.merged.originals[name].dtype or checksum(tensor) != expected:  # type: ignore[union-attr]
             raise StateError(
                 f"`{path}.{name}` was changed while an adapter was merged into it",
                 hint="`unmerge(force=True)` gives back the original weights and drops the change",
@@ -84,16 +96,18 @@ def _check_unchanged(module: nn.Module, path: str, merged: Merged) -> None:
 
 
 def check_can_merge(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Raise `StateError` if a weight of *modules* cannot be merged into: tied, offloaded, quantised."""
+    """Raise `StateError` if a weight of *modules* cannot be merged into: computed, tied, offloaded, quantised."""
     owners: dict[int, dict[int, str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():  # noqa: SLF001
             owners.setdefault(id(parameter), {})[id(module)] = f"{path}.{name}"
     for path, module in modules.items():
-        inside = {id(child) for child in module.modules()}
+        record, inside = record_of(module), {id(child) for child in module.modules()}
+        if record is not None and record.deltas and module._parameters.get("weight") is None:  # noqa: SLF001
+            raise StateError(f"`{path}.weight` is computed, not a parameter", hint="use the adapter unmerged")
         for name, weight in module.named_parameters():
             _check_weight(f"{path}.{name}", weight)
-            others = [full for owner, full in owners[id(weight)].items() if owner not in inside]
+            others = [full for owner, full in owners.get(id(weight), {}).items() if owner not in inside]
             if others:
                 raise StateError(
                     f"`{path}.{name}` is tied to `{others[0]}`, which the merge would change as well",

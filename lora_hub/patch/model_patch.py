@@ -1,36 +1,36 @@
-"""All adapters of one model: who is there, who runs, who is merged, and what the base was before."""
+"""All adapters of one model: who is there, who runs, and who is merged."""
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
 from lora_hub.patch.choice import Plan, chosen
-from lora_hub.patch.layer import check_can_be_restored, restore_module, showing_parameters
-from lora_hub.patch.merge import check_can_merge, remerge
+from lora_hub.patch.frozen_base import FrozenBase
+from lora_hub.patch.layer import check_can_be_restored, restore_module
+from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
+from lora_hub.patch.plan import check_heads, make_plan
 from lora_hub.patch.record import Record, record_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
-_PATCH = "_lora_hub_patch"
+PATCH = "_lora_hub_patch"  # in the instance dict of the model
 
 
 class ModelPatch:
-    """The state of one patched model; it lies in the instance dict of the model that was passed to `apply_adapter`."""
+    """The state of one model; installed while at least one adapter is there."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.handles: dict[str, AppliedAdapter] = {}
+        self.active: list[AppliedAdapter] = []
         self.merged: list[AppliedAdapter] = []
-        self._requires_grad: dict[nn.Parameter, bool] | None = None
+        self._frozen: FrozenBase | None = None
         self._default: Plan = ()
         self._version = 0  # of everything that a plan depends on
 
@@ -42,221 +42,144 @@ class ModelPatch:
         if choice is None:
             return self._default
         if choice.plan is None or choice.plan[0] != self._version:
-            choice.plan = (self._version, self._plan(choice.weights))
+            choice.plan = (self._version, make_plan(self.handles, self.merged, choice.weights))
         return choice.plan[1]
 
     def check(self, weights: Mapping[str, float]) -> None:
-        """Raise unless *weights* can run now: known names, merged adapters as they are, one owner per head."""
+        """Raise unless *weights* can run now."""
         for name in weights:
             if name not in self.handles:
                 known = ", ".join(sorted(self.handles)) or "none"
                 raise UsageError(f"no adapter `{name}` on this model", hint=f"its adapters: {known}")
-        self._plan(weights)
-
-    def _plan(self, weights: Mapping[str, float]) -> Plan:
-        plan = []
-        for name, weight in weights.items():
-            handle = self.handles.get(name)
-            if handle is None:
-                raise StateError(
-                    f"the adapter `{name}` was removed while it is in use", hint="leave the `use` block first"
-                )
-            if handle not in self.merged and weight:
-                plan.append((name, weight * handle.scale))
-        for handle in self.merged:
-            if weights.get(handle.name) != 1:
-                raise StateError(
-                    f"`{handle.name}` is merged into the weights, so it cannot run with weight "
-                    f"{weights.get(handle.name, 0)}",
-                    hint=f"`unmerge()` it first, or choose it with weight 1: {{{handle.name!r}: 1, …}}",
-                )
-        self._check_heads([name for name, _ in plan] + [handle.name for handle in self.merged])
-        return tuple(plan)
-
-    def _check_heads(self, names: list[str]) -> None:
-        """Where one adapter replaces a module, no other may add to it or replace it: that would be lost."""
-        owner: dict[int, str] = {}
-        for name in names:
-            for module in self.handles[name].modules.values():
-                if name in self.record(module).replacements:
-                    owner |= {id(child): owner.get(id(child), name) for child in module.modules()}
-        for name in names:
-            for path, module in self.handles[name].modules.items():
-                other = owner.get(id(module), name)
-                if other != name:
-                    raise StateError(
-                        f"`{other}` and `{name}` both change `{path}`, which one of them replaces: not at once",
-                        hint="apply one with `active=False`, and choose with `use`",
-                    )
-
-    def refresh(self) -> None:
-        """Work out again what runs by default; raise if that cannot be."""
-        weights = {h.name: 1.0 for h in self.handles.values() if h.active or h in self.merged}
-        self._default = self._plan(weights)
-        self._version += 1
+        make_plan(self.handles, self.merged, weights)
 
     def set_active(self, handle: AppliedAdapter, *, active: bool) -> None:
-        """Put *handle* into the default set or take it out."""
-        before, handle._active = handle._active, active  # noqa: SLF001
-        try:
-            self.refresh()
-        except StateError:
-            handle._active = before  # noqa: SLF001
-            raise
+        """Put *handle* into the default set, or take it out."""
+        if handle in self.merged and not active:
+            raise StateError(f"`{handle.name}` is merged, so it cannot be off", hint="`unmerge()` it first")
+        actives = [h for h in self.active if h is not handle] + [handle] * active
+        self._become(self.handles, actives, self.merged)
+
+    def _become(
+        self, handles: Mapping[str, AppliedAdapter], active: list[AppliedAdapter], merged: list[AppliedAdapter]
+    ) -> None:
+        """Take on another state, or raise and keep the present one."""
+        default = self.default_plan(handles, active, merged)
+        self.handles, self.active, self.merged, self._default = dict(handles), active, merged, default
+        self._version += 1
+
+    @staticmethod
+    def default_plan(
+        handles: Mapping[str, AppliedAdapter], active: list[AppliedAdapter], merged: list[AppliedAdapter]
+    ) -> Plan:
+        """Return what runs outside of `use`: the active ones in the order in which they came."""
+        weights = {h.name: 1.0 for h in handles.values() if h in active or h in merged}
+        return make_plan(handles, merged, weights)
 
     # Who is there
 
-    def record(self, module: nn.Module) -> Record:
-        """Return the record of a *module* that carries adapters."""
-        record = record_of(module)
-        if record is None:
-            raise StateError("a module lost its adapter: another library replaced its instance dict")
-        return record
+    def check_can_join(self, handle: AppliedAdapter, predecessor: AppliedAdapter | None, *, active: bool) -> None:
+        """Raise if *handle* could not take its place, or *predecessor* could not leave it."""
+        if predecessor is not None:
+            self._check_can_leave(predecessor)
+        handles = {n: h for n, h in self.handles.items() if h is not predecessor} | {handle.name: handle}
+        merged = [h for h in self.merged if h is not predecessor]
+        self.default_plan(handles, self.active + [handle] * active, merged)
+
+    def join(self, handle: AppliedAdapter, *, active: bool) -> None:
+        """Take in *handle*, whose modules are patched."""
+        self.model.__dict__[PATCH] = self
+        self._become(self.handles | {handle.name: handle}, self.active + [handle] * active, self.merged)
 
     def freeze_base(self) -> None:
-        """Let the base have no gradients; `requires_grad` as it was comes back with the last trainable adapter."""
-        if self._requires_grad is None:
-            self._requires_grad = {p: p.requires_grad for p in self.model.parameters()}
-        for parameter in self._requires_grad:
-            parameter.requires_grad_(False)
+        """Let the base have no gradients until the last trainable adapter is removed."""
+        self._frozen = self._frozen or FrozenBase(self.model)
 
     def remove(self, handle: AppliedAdapter) -> None:
         """Take *handle* off the model; the last one leaves no trace."""
-        for path, module in handle.modules.items():
-            check_can_be_restored(module, path)
+        self._check_can_leave(handle)
         if handle in self.merged:
             self.unmerge(handle, force=False)
         self.detach(handle)
+
+    def _check_can_leave(self, handle: AppliedAdapter) -> None:
+        for path, module in handle.modules.items():
+            check_can_be_restored(module, path)
+            if handle in self.merged:
+                check_unchanged(module, path, self.record(module))
 
     def detach(self, handle: AppliedAdapter) -> None:
         """Undo whatever was done to attach *handle*, also if that was not finished."""
         for module in handle.modules.values():
             record = record_of(module)
-            if record is None:
-                continue
-            for name in record.parameter_names.pop(handle.name, ()):
-                del module._parameters[name]  # noqa: SLF001
-            record.slots.pop(handle.name, None)
-            record.replacements.pop(handle.name, None)
-            restore_module(module)
-        self.handles.pop(handle.name, None)
-        handle._patch = None  # noqa: SLF001
-        self._restore_model()
-        self.refresh()
+            if record is not None and record.patch is self:
+                for name in record.forget(handle.name):
+                    del module._parameters[name]  # noqa: SLF001
+                restore_module(module)
+        others = {name: other for name, other in self.handles.items() if other is not handle}
+        self._become(others, [h for h in self.active if h is not handle], self.merged)
+        if self._frozen is not None and not any(other.trainable for other in others.values()):
+            self._frozen.thaw()
+            self._frozen = None
+        if not others:
+            self.model.__dict__.pop(PATCH, None)
 
-    def _restore_model(self) -> None:
-        if self._requires_grad is not None and not any(h.trainable for h in self.handles.values()):
-            for parameter, requires_grad in self._requires_grad.items():
-                parameter.requires_grad_(requires_grad)
-            self._requires_grad = None
-        if not self.handles:
-            del self.model.__dict__[_PATCH]
-            if _saves_base_only(self.model):
-                del self.model.__dict__["save_pretrained"]
+    def record(self, module: nn.Module) -> Record:
+        """Return the record of a *module* that carries adapters."""
+        record = record_of(module)
+        if record is None:
+            raise StateError("a module lost its adapter: another library replaced it", hint="load the model again")
+        return record
+
+    def warn_of_hidden(self, module: nn.Module) -> None:
+        """Warn, once for each adapter, if a `state_dict` leaves out what was trained and not saved."""
+        for handle in self.handles.values():
+            if next(iter(handle.modules.values())) is module and handle.has_unsaved_changes():
+                warnings.warn(
+                    f"this `state_dict` is the base model's; the trained adapter `{handle.name}` is not in it: save it "
+                    "by `lora_hub.save_adapter(adapter, directory)`, and under `transformers.Trainer` derive from "
+                    "`lora_hub.AdapterTrainerMixin`, whose checkpoints hold the adapter",
+                    UnsavedAdapterWarning,
+                    stacklevel=2,
+                )
 
     # Who is merged
 
     def merge(self, handle: AppliedAdapter) -> None:
         """Merge *handle* into the weights."""
         if handle in self.merged:
-            raise StateError(f"`{handle.name}` is merged already")
-        check_can_merge(self.model, handle.modules)
-        self._check_heads([*(h.name for h in self.merged), handle.name])
+            raise StateError(f"`{handle.name}` is merged already", hint="`unmerge()` takes it out again")
         choice = chosen(self)
         if choice is not None and choice.weights.get(handle.name) != 1:
             raise StateError(
                 f"this context runs without `{handle.name}`, so it cannot be merged", hint="leave the `use` block first"
             )
+        check_can_merge(self.model, handle.modules)
         self._remerge(handle, [*self.merged, handle], force=False)
 
     def unmerge(self, handle: AppliedAdapter, *, force: bool) -> None:
         """Take *handle* out of the weights."""
         if handle not in self.merged:
-            raise StateError(f"`{handle.name}` is not merged")
+            raise StateError(f"`{handle.name}` is not merged", hint="`merge()` puts it into the weights")
         self._remerge(handle, [h for h in self.merged if h is not handle], force=force)
 
     def _remerge(self, changed: AppliedAdapter, merged: list[AppliedAdapter], *, force: bool) -> None:
         """Merge exactly *merged* in the modules of *changed*; if that fails half way, nothing is changed."""
-        before, done = self.merged, []
+        check_heads(merged)
+        self.default_plan(self.handles, self.active, merged)
+        records = [(module, path, self.record(module)) for path, module in changed.modules.items()]
+        if not force:
+            for module, path, record in records:
+                check_unchanged(module, path, record)
         try:
-            for path, module in changed.modules.items():
-                done.append((path, module))
-                remerge(module, path, self.record(module), self._factors(merged), force=force)
+            for module, path, record in records:
+                remerge(module, path, record, self._factors(merged))
         except BaseException:
-            done.pop()  # the one that failed changed nothing
-            for path, module in done:
-                remerge(module, path, self.record(module), self._factors(before), force=True)
+            for module, path, record in records:
+                remerge(module, path, record, self._factors(self.merged))
             raise
-        self.merged = merged
-        self.refresh()
+        self._become(self.handles, self.active, merged)
 
     def _factors(self, merged: list[AppliedAdapter]) -> dict[str, float]:
         # In the order in which the adapters came, not in that of the merges: the sum must not depend on history.
         return {name: h.scale for name, h in self.handles.items() if h in merged}
-
-
-def patch_of(model: nn.Module) -> ModelPatch | None:
-    """Return the state of *model*, looking through wrappers (compiled, DDP), or None if it has no adapters."""
-    seen: nn.Module | None = model
-    while seen is not None:
-        patch = seen.__dict__.get(_PATCH)
-        if patch is not None:
-            return patch  # type: ignore[no-any-return]
-        modules = seen.__dict__.get("_modules", {})
-        seen = modules.get("_orig_mod") or modules.get("module")
-    return None
-
-
-def find_patch(model: nn.Module) -> ModelPatch:
-    """Return the state of *model*; raise `UsageError` if it has no adapters."""
-    patch = patch_of(model)
-    if patch is None:
-        raise UsageError(
-            f"no adapters on this {type(model).__name__}", hint="pass the model that was given to `apply_adapter`"
-        )
-    return patch
-
-
-def get_or_create_patch(model: nn.Module) -> ModelPatch:
-    """Return the state of *model*, new and attached to it if there was none."""
-    patch = patch_of(model)
-    if patch is None:
-        patch = model.__dict__[_PATCH] = ModelPatch(model)
-        if "save_pretrained" not in model.__dict__ and hasattr(model, "save_pretrained"):
-            model.__dict__["save_pretrained"] = functools.partial(_save_base_only, model)
-    return patch
-
-
-def _saves_base_only(model: nn.Module) -> bool:
-    return getattr(model.__dict__.get("save_pretrained"), "func", None) is _save_base_only
-
-
-def _save_base_only(model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    """Save the base, as `save_pretrained` does, and warn if training would be lost with it."""
-    unsaved = [handle.name for handle in adapters(model).values() if handle.has_unsaved_changes()]
-    if unsaved:
-        warnings.warn(
-            f"this saves the base model only; the trained adapter {', '.join(map(repr, unsaved))} is not in it: call "
-            "`lora_hub.save_adapter(adapter, directory)`, and under `transformers.Trainer` derive from "
-            "`lora_hub.AdapterTrainerMixin`, whose checkpoints hold the adapter",
-            UnsavedAdapterWarning,
-            stacklevel=2,
-        )
-    return type(model).save_pretrained(model, *args, **kwargs)  # type: ignore[attr-defined]
-
-
-def adapters(model: nn.Module) -> Mapping[str, AppliedAdapter]:
-    """Return the adapters on *model*, by name, in the order in which they came."""
-    patch = patch_of(model)
-    return MappingProxyType(dict(patch.handles) if patch else {})
-
-
-@contextmanager
-def adapters_in_state_dict(model: nn.Module) -> Iterator[None]:
-    """While this is entered, ``model.state_dict()`` shows trainable adapters, and loading expects them.
-
-    For frameworks that move or save parameters through `state_dict` (FSDP's RAM-efficient loading, DCP).
-    """
-    find_patch(model)
-    with showing_parameters():
-        yield

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lora_hub.architecture import PARTS, Rows
+from lora_hub.documents.adapter_layout import plain_path
 from lora_hub.documents.module_names import is_named
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.plugin_manager import plugins
@@ -21,8 +23,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether LoRA can be attached to *module*: `nn.Linear` and its subclasses, and Conv1D."""
-    return isinstance(module, nn.Linear) or is_transposed(module)
+    """Whether LoRA can be attached to *module*: `nn.Linear`, its subclasses, and Conv1D.
+
+    Not the output projection of `nn.MultiheadAttention`: its weight is read, it is never called.
+    """
+    is_called = not isinstance(module, NonDynamicallyQuantizableLinear)
+    return is_called and (isinstance(module, nn.Linear) or is_transposed(module))
 
 
 def features(module: nn.Module) -> tuple[int, int]:
@@ -32,9 +38,14 @@ def features(module: nn.Module) -> tuple[int, int]:
     return int(module.nx), int(module.nf)  # type: ignore[arg-type]
 
 
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules inside of *model* by path, where what torch.compile and FSDP insert does not count."""
+    return {plain_path(path): module for path, module in model.named_modules(remove_duplicate=False) if path}
+
+
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear modules of *model*, by path."""
-    return {path: module for path, module in model.named_modules() if is_linear(module)}
+    """Return the linear modules of *model* by path; one that stands at several paths by its first."""
+    return {plain_path(path): module for path, module in model.named_modules() if path and is_linear(module)}
 
 
 def model_type(model: nn.Module) -> str | None:
@@ -83,9 +94,11 @@ def _locate_parts(model: nn.Module, linear: Mapping[str, nn.Module], parts: list
         if projection is None or not held:
             continue
         seen.update(held)
-        is_fused = len(projection.parts) > 1
-        rows = [projection.rows(part, features(module)[1], config) if is_fused else None for part in held]
-        found[path] = tuple(zip(held, rows, strict=True)) if is_fused else ((None, None),)
+        if len(projection.parts) > 1:
+            rows = [projection.rows(part, features(module)[1], config) for part in held]
+            found[path] = tuple(zip(held, rows, strict=True))
+        else:
+            found[path] = ((None, None),)
     for part in parts:
         if part not in seen:
             raise _names_nothing(model, part)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_hub.patch.choice import Plan
-from lora_hub.patch.factors import Factors, Part, add_delta, autocast_dtype
+from lora_hub.patch.choice import PatchedModel
+from lora_hub.patch.factors import Factors, Part, PartWeights, add_delta
 
 RECORD = "_lora_hub"  # in the instance dict of the module, where torch does not look
-
-
-class Owner(Protocol):
-    """The state of the whole model."""
-
-    def running(self) -> Plan:
-        """Return what runs in the calling context."""
 
 
 class Replaces(Protocol):
@@ -31,21 +26,33 @@ class Replaces(Protocol):
         """Return what takes the place of the module's state."""
 
 
-@dataclass(slots=True)
-class Slot:
+@dataclass(frozen=True, slots=True)
+class Delta:
     """What one adapter adds to one module."""
 
     parts: tuple[tuple[Part, Factors], ...]
     dropout: float = 0.0
 
-    def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> Tensor:
-        """Return *y* ``[..., out]`` plus what the adapter computes from the module's input *x* ``[..., in]``."""
+    def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> None:
+        """Add to *y* ``[..., out]``, in place, what the adapter computes from the module's input *x* ``[..., in]``."""
         if self.dropout and module.training:
             x = F.dropout(x, self.dropout)
         for part, factors in self.parts:
-            lora_A, lora_B = factors.on(module, x.device, autocast_dtype(x.device) or x.dtype)
-            y = add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
-        return y
+            lora_A, lora_B = factors.placed(module, x)
+            add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
+
+    def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
+        """Return A and B of each part as they are stored."""
+        return tuple(PartWeights(part, *factors.stored(module)) for part, factors in self.parts)
+
+
+def add_deltas(y: Tensor, x: Tensor, deltas: Sequence[tuple[Delta, float]], module: nn.Module) -> Tensor:
+    """Return *y* plus the weighted *deltas*, rounded once; *y* is changed in place."""
+    is_narrow = y.dtype.itemsize < torch.float32.itemsize
+    total = torch.zeros_like(y, dtype=torch.float32) if is_narrow and len(deltas) > 1 else y
+    for delta, weight in deltas:
+        delta.add_to(total, x, weight, module)
+    return y if total is y else y.add_(total)
 
 
 @dataclass(slots=True)
@@ -60,8 +67,8 @@ class Merged:
 class Record:
     """All that a module under adapters carries, by the adapters' names."""
 
-    patch: Owner
-    slots: dict[str, Slot] = field(default_factory=dict)
+    patch: PatchedModel
+    deltas: dict[str, Delta] = field(default_factory=dict)
     replacements: dict[str, Replaces] = field(default_factory=dict)
     parameter_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     merged: Merged | None = None
@@ -69,7 +76,13 @@ class Record:
     @property
     def is_empty(self) -> bool:
         """Whether no adapter is left on the module."""
-        return not self.slots and not self.replacements
+        return not self.deltas and not self.replacements
+
+    def forget(self, name: str) -> tuple[str, ...]:
+        """Drop what the adapter *name* has here, and return the names of its parameters."""
+        self.deltas.pop(name, None)
+        self.replacements.pop(name, None)
+        return self.parameter_names.pop(name, ())
 
 
 def record_of(module: nn.Module) -> Record | None:

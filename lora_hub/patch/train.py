@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import nn
 
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.manifest import MAX_RANK, BaseModel
 from lora_hub.documents.module_names import is_named
 from lora_hub.documents.verified_adapter import hub_name
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
-from lora_hub.patch.attach import attach
-from lora_hub.patch.factors import Part, init_factors
-from lora_hub.patch.projections import Target, features, locate, model_type
-from lora_hub.patch.weights import Pair
+from lora_hub.patch.attach import Options, attach
+from lora_hub.patch.factors import Part, PartWeights, init_factors
+from lora_hub.patch.on_model import unwrap
+from lora_hub.patch.projections import Target, features, locate, model_type, modules_by_path
 
 
 def add_adapter(
@@ -35,8 +36,8 @@ def add_adapter(
 ) -> AppliedAdapter:
     """Return a handle on a new, trainable adapter of *model*; the base is frozen until it is removed.
 
-    Only A ``[r, in]``, B ``[out, r]`` and the heads of *modules_to_save* get gradients. They are float32 (float64 on a
-    float64 base), as parameters of the adapted modules, and hidden from ``state_dict``.
+    Only A ``[r, in]``, B ``[out, r]`` and the heads of *modules_to_save* get gradients. A and B are float32 (float64 on
+    a float64 base), as parameters of the adapted modules, and hidden from ``state_dict``.
 
     Args:
         model: A model of transformers, or any module if *targets* names modules.
@@ -46,7 +47,8 @@ def add_adapter(
         targets: Parts (``q``, ``k``, ``v``, ``o``), also where they share a module, and names of linear modules.
         lora_dropout: Probability with which an input of A is zeroed in training.
         use_rslora: Scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
-        modules_to_save: Names of modules, such as ``classifier``, of which the adapter trains a copy of its own.
+        modules_to_save: Names of modules, such as ``classifier``, of which the adapter trains a copy of its own;
+            targets inside of them are left out, as in PEFT.
         task_type: PEFT's name of the task, written into its config.
         base_model: ``org/name`` of the base on the Hub; by default what the model says it was loaded from.
         replace: Whether an adapter of the same name gives way.
@@ -56,48 +58,67 @@ def add_adapter(
         CompatibilityError: A target or a head names nothing in this model.
         PluginError: A part is asked for of a model type that no plugin describes.
     """
-    targets, heads = _as_names(targets, "targets"), _as_names(modules_to_save, "modules_to_save")
-    _check_numbers(r, lora_alpha, lora_dropout)
+    model = unwrap(model)
+    targets = _as_names(targets, "targets")
+    heads = _find_heads(model, _as_names(modules_to_save, "modules_to_save"))
+    alpha, dropout = _number(lora_alpha, "lora_alpha"), _number(lora_dropout, "lora_dropout")
+    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= MAX_RANK:
+        raise UsageError(f"r is {r!r}, expected an integer from 1 to {MAX_RANK}", hint="8 is a good start")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"lora_dropout is {dropout}, expected a probability below 1", hint="0.05 is common")
     info = AdapterInfo(
         targets=tuple(sorted(targets)),
-        modules_to_save=tuple(sorted(heads)),
         use_rslora=use_rslora,
-        lora_dropout=lora_dropout,
+        lora_dropout=dropout,
         task_type=task_type,
         base=_base_of(model, base_model),
     )
+    everything = modules_by_path(model)
     modules = {
-        path: tuple(
-            _new_pair(model.get_submodule(path), target, r, lora_alpha, use_rslora=use_rslora) for target in parts
-        )
+        path: tuple(_new_part(everything[path], target, r, alpha, use_rslora=use_rslora) for target in parts)
         for path, parts in locate(model, targets).items()
+        if not any(path == head or path.startswith(f"{head}.") for head in heads)
     }
-    handle = AppliedAdapter(name, info, trainable=True)
-    return attach(model, handle, modules, dict.fromkeys(_find_heads(model, heads)), replace=replace)
+    if not modules:
+        raise UsageError("all targets are inside of `modules_to_save`", hint="name other targets")
+    return attach(model, info, modules, dict.fromkeys(heads), Options(name=name, trainable=True, replace=replace))
 
 
-def _new_pair(module: nn.Module, target: Target, r: int, alpha: float, *, use_rslora: bool) -> Pair:
+def _new_part(module: nn.Module, target: Target, r: int, alpha: float, *, use_rslora: bool) -> PartWeights:
     name, rows = target
     part = Part(r=r, alpha=alpha, use_rslora=use_rslora, name=name, rows=rows)
     in_features, out_features = features(module)
     width = sum(stop - start for start, stop in part.runs(out_features))
     is_double = getattr(module.weight, "dtype", None) is torch.float64
-    return part, *init_factors(r, in_features, width, dtype=torch.float64 if is_double else torch.float32)
+    lora_A, lora_B = init_factors(r, in_features, width, dtype=torch.float64 if is_double else torch.float32)
+    return PartWeights(part, lora_A, lora_B)
 
 
 def _find_heads(model: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Return the outermost modules that *names* name."""
-    heads: list[str] = []
-    for name in names:
-        named = [path for path, _ in model.named_modules() if path and is_named(path, frozenset({name}))]
-        if not named:
-            children = ", ".join(child for child, _ in model.named_children())
+    """Return the paths of the modules that *names* name, without those inside of others."""
+    paths = modules_by_path(model)
+    named = {name: [path for path in paths if is_named(path, {name})] for name in names}
+    for name, found in named.items():
+        if not found:
             raise CompatibilityError(
                 f"`modules_to_save` names `{name}`, which this {type(model).__name__} does not have",
-                hint=f"its parts are called {children}",
+                hint=f"its parts are called {', '.join(child for child, _ in model.named_children())}",
             )
-        heads += [path for path in named if not any(path.startswith(f"{other}.") for other in named)]
+    every = sorted({path for found in named.values() for path in found})
+    heads = [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
+    _check_peft_means_the_same(heads, paths)
     return heads
+
+
+def _check_peft_means_the_same(heads: list[str], paths: Iterable[str]) -> None:
+    """PEFT takes every module whose path ends with an entry of `modules_to_save`, at whatever boundary, for a head."""
+    for path in paths:
+        taken = next((head for head in heads if path.endswith(head)), None)
+        if taken is not None and path not in heads:
+            raise CompatibilityError(
+                f"PEFT could not load the adapter: it takes `{path}` for the head `{taken}`, since it ends alike",
+                hint=f"name both: modules_to_save=({taken!r}, {path!r})",
+            )
 
 
 def _as_names(names: Iterable[str], what: str) -> tuple[str, ...]:
@@ -106,13 +127,11 @@ def _as_names(names: Iterable[str], what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _check_numbers(r: int, lora_alpha: float, lora_dropout: float) -> None:
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise UsageError(f"r is {r!r}, expected a positive integer")
-    if not math.isfinite(lora_alpha):
-        raise UsageError(f"lora_alpha is {lora_alpha}, expected a finite number")
-    if not 0 <= lora_dropout < 1:
-        raise UsageError(f"lora_dropout is {lora_dropout}, expected a probability below 1")
+def _number(value: object, what: str) -> float:
+    """Return *value* as a plain number, so that it prints the same everywhere; an integer stays one."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UsageError(f"{what} is {value!r}, expected a finite number", hint="write it as 16 or 0.05")
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _base_of(model: nn.Module, name: str | None) -> BaseModel:

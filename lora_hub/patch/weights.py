@@ -17,19 +17,32 @@ from lora_hub.documents.adapter_layout import PREFIX, LoraModule
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import MalformedError
-from lora_hub.patch.factors import Part
+from lora_hub.patch.factors import Part, PartWeights
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-Pair = tuple[Part, Tensor, Tensor]  # A is [r, in], B is [rows of the part, r]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterWeights:
-    """What is to be attached: pairs of A and B by module path, and the new values of replaced parameters by name."""
+    """The tensors of an adapter: A and B by path of the module, and those of replaced modules by path and name."""
 
-    modules: Mapping[str, tuple[Pair, ...]]
-    saved: Mapping[str, Tensor]
+    modules: Mapping[str, tuple[PartWeights, ...]]
+    heads: Mapping[str, Mapping[str, Tensor]]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor, with a name that is its own."""
+        for path, parts in self.modules.items():
+            for part, lora_A, lora_B in parts:
+                prefix = ".".join(filter(None, [path, part.name]))
+                yield f"{prefix}.lora_A", lora_A.detach()
+                yield f"{prefix}.lora_B", lora_B.detach()
+        for path, tensors in self.heads.items():
+            for name, tensor in tensors.items():
+                yield f"{path}.{name}", tensor.detach()
+
+    def parts(self) -> dict[str, tuple[Part, ...]]:
+        """Return which parts of each module are adapted, and how."""
+        return {path: tuple(part for part, _, _ in parts) for path, parts in self.modules.items()}
 
 
 def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
@@ -38,13 +51,12 @@ def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
     Raises:
         MalformedError: A block that the slices leave out is not zero.
     """
-    tensors = {key: _tensor(adapter, key) for key in adapter.tensors}
     return AdapterWeights(
-        modules={
-            module.path: tuple(_cut(module, tensors[module.lora_A], tensors[module.lora_B], adapter))
-            for module in adapter.layout.modules
+        modules={module.path: tuple(_cut(module, adapter)) for module in adapter.layout.modules},
+        heads={
+            path: {name: _tensor(adapter, key) for name, key in keys.items()}
+            for path, keys in adapter.layout.heads.items()
         },
-        saved={name: tensors[key] for name, key in adapter.layout.saved.items()},
     )
 
 
@@ -62,10 +74,11 @@ def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
     return torch.frombuffer(content, dtype=dtype, count=math.prod(info.shape), offset=start).view(info.shape)
 
 
-def _cut(module: LoraModule, lora_A: Tensor, lora_B: Tensor, adapter: VerifiedAdapter) -> Iterator[Pair]:
+def _cut(module: LoraModule, adapter: VerifiedAdapter) -> Iterator[PartWeights]:
+    lora_A, lora_B = _tensor(adapter, module.lora_A), _tensor(adapter, module.lora_B)
     use_rslora = adapter.config.use_rslora
     if not module.slices:
-        yield Part(r=module.r, alpha=module.alpha, use_rslora=use_rslora), lora_A, lora_B
+        yield PartWeights(Part(r=module.r, alpha=module.alpha, use_rslora=use_rslora), lora_A, lora_B)
         return
     left_out = lora_B.clone()
     start = 0
@@ -73,7 +86,7 @@ def _cut(module: LoraModule, lora_A: Tensor, lora_B: Tensor, adapter: VerifiedAd
         columns = slice(start, start + piece.r)
         start += piece.r
         part = Part(r=piece.r, alpha=piece.alpha, use_rslora=use_rslora, name=piece.part, rows=piece.rows)
-        yield part, lora_A[columns], torch.cat([lora_B[a:b, columns] for a, b in piece.rows])
+        yield PartWeights(part, lora_A[columns], torch.cat([lora_B[a:b, columns] for a, b in piece.rows]))
         for a, b in piece.rows:
             left_out[a:b, columns] = 0
     if left_out.any():
@@ -83,26 +96,22 @@ def _cut(module: LoraModule, lora_A: Tensor, lora_B: Tensor, adapter: VerifiedAd
         )
 
 
-def peft_tensors(
-    modules: Mapping[str, tuple[Pair, ...]], saved: Mapping[str, Tensor], widths: Mapping[str, int]
-) -> dict[str, Tensor]:
+def peft_tensors(weights: AdapterWeights, widths: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the tensors under PEFT's keys; *widths* are the output features of each module."""
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
-    for path, pairs in modules.items():
-        lora_A, lora_B = _stack(pairs, widths[path])
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = lora_A
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = lora_B
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    tensors = {f"{path}.{name}": tensor for path, head in weights.heads.items() for name, tensor in head.items()}
+    for path, parts in weights.modules.items():
+        tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = _stack(parts, widths[path])
+    return {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _stack(pairs: tuple[Pair, ...], out_features: int) -> tuple[Tensor, Tensor]:
+def _stack(parts: tuple[PartWeights, ...], out_features: int) -> tuple[Tensor, Tensor]:
     """Return A ``[sum of r, in]`` and B ``[out, sum of r]`` with each part's B in its block."""
-    if pairs[0][0].rows is None:
-        return pairs[0][1:]
-    stacked_A = torch.cat([lora_A for _, lora_A, _ in pairs])
+    if parts[0].part.rows is None:
+        return parts[0].lora_A, parts[0].lora_B
+    stacked_A = torch.cat([lora_A for _, lora_A, _ in parts])
     stacked_B = stacked_A.new_zeros(out_features, len(stacked_A))
     column = 0
-    for part, _, lora_B in pairs:
+    for part, _, lora_B in parts:
         row = 0
         for a, b in part.runs(out_features):
             stacked_B[a:b, column : column + part.r] = lora_B[row : row + b - a]
@@ -122,12 +131,12 @@ def stacked_rank_and_alpha(parts: Iterable[Part]) -> tuple[int, float]:
     return r, int(alpha) if alpha == int(alpha) else alpha
 
 
-def slices_of(modules: Mapping[str, tuple[Pair, ...]]) -> tuple[SliceGroup, ...]:
-    """Return how the stacked matrices of each of *modules* are to be cut up again."""
+def slices_of(parts: Mapping[str, tuple[Part, ...]]) -> tuple[SliceGroup, ...]:
+    """Return how the stacked matrices of each module are to be cut up again."""
     return tuple(
-        SliceGroup(modules=(path,), parts=tuple(_slice(part) for part, _, _ in pairs))
-        for path, pairs in modules.items()
-        if pairs[0][0].rows is not None
+        SliceGroup(modules=(path,), parts=tuple(_slice(part) for part in pieces))
+        for path, pieces in parts.items()
+        if pieces[0].rows is not None
     )
 
 

@@ -84,10 +84,9 @@ def _children(directory: Path) -> list[Path]:
 
 def _is_name(text: str) -> bool:
     try:
-        AdapterRef.parse(text)
+        return AdapterRef.parse(text).selector is None
     except InvalidReferenceError:
         return False
-    return True
 
 
 def _version(text: str) -> Version | None:

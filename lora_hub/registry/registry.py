@@ -61,9 +61,12 @@ def open_registry(url: str | os.PathLike[str] | None) -> Registry:
     named = os.fspath(url) if url is not None else os.environ.get(VARIABLE)
     if not named:
         raise UsageError("no registry is named", hint=_HINT)
-    parts = urlsplit(named)
     if "://" not in named:
         return DirectoryRegistry(Path(named))
+    try:
+        parts = urlsplit(named)
+    except ValueError as error:
+        raise UsageError(f"`{named}` is no URL: {error}", hint=_HINT) from error
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
         return DirectoryRegistry(Path(unquote(parts.path)))
     raise UsageError(f"registries of the kind `{parts.scheme}://` are not supported by this version", hint=_HINT)

@@ -11,6 +11,7 @@ Everything appears and disappears by one rename, so any number of processes may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,20 @@ from pathlib import Path
 
 import platformdirs
 
-from lora_hub.adapter_directory import read_adapter, read_manifest
-from lora_hub.documents.fields import Bytes, sha256
-from lora_hub.documents.manifest import Manifest
-from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, NotFoundError, PolicyError
-from lora_hub.files import machine_errors, publish_directory, read_file, remove_directory, remove_leftovers, write_file
-from lora_hub.reference import AdapterRef
+from lora_hub.adapter_directory import read_files, read_manifest
+from lora_hub.documents.fields import Bytes, printable, sha256
+from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
+from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
+from lora_hub.errors import (
+    IntegrityError,
+    InvalidReferenceError,
+    LoraHubError,
+    MalformedError,
+    NotFoundError,
+    PolicyError,
+)
+from lora_hub.files import machine_errors, publish_directory, read_file, remove_directory, remove_leftovers, write_files
+from lora_hub.reference import AdapterRef, is_digest
 
 HOME = "LORA_HUB_HOME"
 _DIGEST_LINE = 80  # bytes; `sha256:` and 64 hex digits
@@ -56,7 +64,9 @@ class Store:
     # Adapters by digest
 
     def path(self, digest: str) -> Path:
-        """Return where the adapter with *digest* lies, or would lie."""
+        """Return where the adapter with *digest* lies, or would lie; no other text can name a path here."""
+        if not is_digest(digest):
+            raise InvalidReferenceError(f"{printable(digest)} is no digest", hint="write `sha256:` and 64 hex digits")
         return self.root / "adapters" / digest.removeprefix("sha256:")
 
     def has(self, digest: str) -> bool:
@@ -80,26 +90,29 @@ class Store:
         path = self.path(digest)
         if not path.is_dir():
             raise NotFoundError(f"the store has no adapter `{digest}`", hint="run `lora-hub pull`")
-        adapter = read_adapter(path)
-        if adapter.digest != digest:
+        files = read_files(path)
+        found = manifest_digest(bytes(files.get(MANIFEST_NAME, b"")))
+        if found != digest:
             raise IntegrityError(
-                f"`{path}` holds a manifest with the digest {adapter.digest}",
+                f"the manifest in `{path}` has the digest {found}",
                 hint=f"run `lora-hub cache remove {digest}` and pull again",
             )
-        with machine_errors():
+        adapter = verify(files, source=str(path))
+        # When it was last used, for `prune`; a store that may only be read is still a store.
+        with contextlib.suppress(OSError):
             os.utime(path)
         return adapter
 
     def adapters(self) -> Iterator[StoredAdapter]:
         """Yield what is here, by digest; what cannot be read any more is left to `verify` and `remove`."""
-        for path in sorted((self.root / "adapters").glob("[0-9a-f]*")):
+        for digest in self._digests():
+            path = self.path(digest)
             try:
+                last_used = path.stat().st_mtime
                 _, manifest = read_manifest(path)
-            except (NotFoundError, MalformedError):
+            except (NotFoundError, MalformedError, FileNotFoundError):
                 continue
-            yield StoredAdapter(
-                digest=f"sha256:{path.name}", path=path, manifest=manifest, last_used=path.stat().st_mtime
-            )
+            yield StoredAdapter(digest=digest, path=path, manifest=manifest, last_used=last_used)
 
     def find(self, reference: AdapterRef) -> StoredAdapter:
         """Return the one stored adapter that *reference* (a digest or an exact version) names.
@@ -120,27 +133,26 @@ class Store:
     def known_digest(self, registry_url: str, reference: AdapterRef) -> str | None:
         """Return the digest that the registry published under this exact version when it was last seen, if it was."""
         try:
-            return read_file(self._version_file(registry_url, reference), limit=_DIGEST_LINE).decode().strip()
-        except NotFoundError:
+            noted = read_file(self._version_file(registry_url, reference), limit=_DIGEST_LINE).decode().strip()
+        except (NotFoundError, MalformedError, UnicodeDecodeError):
             return None
+        return noted if is_digest(noted) else None
 
-    def remember(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
-        """Keep that the registry published *digest* under this exact version.
-
-        Raises:
-            PolicyError: It was another digest before: somebody rewrote a published version.
-        """
+    def check_unchanged(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
+        """Raise `PolicyError` if the registry published another digest under this exact version before."""
         known = self.known_digest(registry_url, reference)
         if known is not None and known != digest:
             raise PolicyError(
                 f"`{reference}` in `{registry_url}` was {known} and is now {digest}: a published version never changes",
                 hint=f"ask its publisher; if the new one is right, use it by digest: `{reference.name}@{digest}`",
             )
-        if known is None:
+
+    def remember(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
+        """Keep that the registry published *digest* under this exact version, unless it is known already."""
+        if self.known_digest(registry_url, reference) is None:
             path = self._version_file(registry_url, reference)
             with machine_errors():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(path, f"{digest}\n".encode())
+                write_files(path.parent, {path.name: f"{digest}\n".encode()})
 
     # Housekeeping
 
@@ -151,9 +163,8 @@ class Store:
 
     def verify(self) -> Iterator[tuple[str, LoraHubError | None]]:
         """Yield every digest here, with the error that reading it raises, if one does."""
-        for path in sorted((self.root / "adapters").glob("[0-9a-f]*")):
-            digest = f"sha256:{path.name}"
-            yield digest, _problem(path, digest)
+        for digest in self._digests():
+            yield digest, self._problem(digest)
 
     def prune(self, *, unused_for: float) -> tuple[list[str], int]:
         """Remove adapters unused for *unused_for* seconds, and leftovers of killed processes; return both."""
@@ -164,6 +175,16 @@ class Store:
         with machine_errors():
             return old, remove_leftovers(self._staging, older_than=3600)
 
+    def _digests(self) -> list[str]:
+        return sorted(filter(is_digest, (f"sha256:{path.name}" for path in (self.root / "adapters").glob("*"))))
+
+    def _problem(self, digest: str) -> LoraHubError | None:
+        try:
+            self.read(digest)
+        except LoraHubError as error:
+            return error
+        return None
+
     @property
     def _staging(self) -> Path:
         return self.root / "staging"
@@ -173,16 +194,8 @@ class Store:
         return self.root / "versions" / registry / reference.org / reference.task / str(reference.version)
 
 
-def _problem(path: Path, digest: str) -> LoraHubError | None:
-    try:
-        found = read_adapter(path).digest
-    except LoraHubError as error:
-        return error
-    return None if found == digest else IntegrityError(f"its manifest has the digest {found}")
-
-
 def _is_meant(stored: StoredAdapter, reference: AdapterRef) -> bool:
-    if reference.digest is not None:
-        return stored.digest == reference.digest
     is_named = stored.manifest.name == reference.name
+    if reference.digest is not None:
+        return is_named and stored.digest == reference.digest
     return is_named and (reference.version is None or stored.manifest.version == str(reference.version))

@@ -15,6 +15,8 @@ from lora_hub.reference import AdapterRef
 from lora_hub.registry.registry import PublishedVersion, Registry, resolve
 from lora_hub.registry.store import Store
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
@@ -70,10 +72,19 @@ def _adopt(registry: Registry, reference: AdapterRef, mine: Manifest) -> str:
 def _now() -> str:
     """Return the time of publication, which a build may fix: https://reproducible-builds.org/specs/source-date-epoch."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    if fixed is not None and not fixed.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH is {fixed!r}, expected seconds since 1970", hint="unset it, or mend it")
-    moment = dt.datetime.fromtimestamp(int(fixed), dt.UTC) if fixed else dt.datetime.now(dt.UTC)
+    try:
+        moment = dt.datetime.now(dt.UTC) if fixed is None else _EPOCH + dt.timedelta(seconds=_natural(fixed))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {fixed!a}, expected seconds since 1970", hint="unset it, or mend it"
+        ) from error
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
 
 
 def pull(reference: AdapterRef, registry: Registry, store: Store) -> Pulled:
@@ -91,9 +102,9 @@ def pull(reference: AdapterRef, registry: Registry, store: Store) -> Pulled:
         return kept
     published = resolve(registry, reference)
     digest = manifest_digest(published.manifest)
-    known = store.known_digest(registry.url, published.reference)
-    if known is not None:
-        store.remember(registry.url, published.reference, digest)
+    if reference.digest is None:
+        # Who names the digest has said which content is meant; everybody else gets what it was when first seen.
+        store.check_unchanged(registry.url, published.reference, digest)
     if store.has(digest):
         return _pulled(published.reference, registry, store, store.read(digest))
     return _fetch(published, digest, registry, store)

@@ -62,7 +62,7 @@ DEFECTS = {
         edit_tensors(lambda t, k: t.update({k[0].replace("lora_A", "base_layer"): torch.ones(2, 2)})), 8, "base model"),
     "NaN": (edit_tensors(lambda t, k: t[k[1]].fill_(float("nan"))), 8, "NaN"),
     "infinity": (edit_tensors(lambda t, k: t[k[0]].view(-1)[3].fill_(float("inf"))), 8, "infinity"),
-    "a shape of another base": (edit_tensors(lambda t, k: t.update({k[0]: t[k[0]][:, :-8].clone()})), 9, "inputs"),
+    "a shape of another base": (edit_tensors(lambda t, k: t.update({k[0]: t[k[0]][:, :-8].clone()})), 9, "outputs)"),
     "an A that does not fit its B": (edit_tensors(lambda t, k: t.update({k[0]: t[k[0]][:-1].clone()})), 8, "A of"),
     "a rank that differs from the config": (edit_config(r=3, rank_pattern={}), 8, "`r` and `rank_pattern`"),
     "DoRA": (edit_config(use_dora=True), 8, "use_dora"),
@@ -229,3 +229,45 @@ def test_finite_is_decided_as_torch_decides_it(dtype, bad):
         found.append(is_finite(content, read_header(content)["x"]))
 
     assert found == [True, False]
+
+
+@pytest.mark.parametrize("head", ["classifier", "score"])
+def test_missing_head_is_refused(head, tmp_path):
+    """PEFT adds `classifier` and `score` to every classifier; the one that the model has must have its tensors."""
+    model = models.bert() if head == "classifier" else models.llama_classifier()
+    targets = ["query"] if head == "classifier" else ["q_proj"]
+    models.peft_directory(model, tmp_path / "peft", target_modules=targets, task_type="SEQ_CLS")
+    tensors = load_file(tmp_path / "peft" / WEIGHTS)
+    pop(tensors, *[key for key in tensors if head in key])
+    save_file(tensors, tmp_path / "peft" / WEIGHTS, metadata={"format": "pt"})
+    error = refusal(model, tmp_path / "peft")
+
+    assert error.exit_code == 9
+    assert f"`{head}` is targeted" in error.message
+
+
+def test_missing_layer_of_layers_to_transform(tmp_path):
+    """`layers_to_transform` says which layers must have tensors."""
+    model = models.llama()
+    models.peft_directory(model, tmp_path / "peft", target_modules=["q_proj"], layers_to_transform=[0, 1])
+    tensors = load_file(tmp_path / "peft" / WEIGHTS)
+    pop(tensors, *[key for key in tensors if "layers.1." in key])
+    save_file(tensors, tmp_path / "peft" / WEIGHTS, metadata={"format": "pt"})
+
+    assert "layers.1" in refusal(model, tmp_path / "peft").message
+
+
+def test_slices_of_a_narrower_base(tmp_path):
+    """Slices that would fit inside of a wider module are those of another base all the same."""
+    model = models.gpt2()
+    handle = lora_hub.add_adapter(model, "task", targets=("q",))
+    lora_hub.save_adapter(handle, tmp_path / "saved")
+    handle.remove()
+    from transformers.pytorch_utils import Conv1D
+
+    for block in model.transformer.h:
+        block.attn.c_attn = Conv1D(192, 48)
+    error = refusal(model, tmp_path / "saved")
+
+    assert error.exit_code == 9
+    assert "144" in error.message

@@ -62,7 +62,7 @@ def exact_sum(module, *adapters):
     weight = module.weight.detach().double()
     delta = torch.zeros_like(weight if is_linear else weight.T)  # [out, in]
     for adapter in adapters:
-        slot = adapter.patch.record(module).slots.get(adapter.name)
+        slot = adapter.patch.record(module).deltas.get(adapter.name)
         for part, factors in slot.parts if slot else ():
             A, B = (tensor.detach().double() for tensor in factors.stored(module))
             rows = torch.cat([torch.arange(a, b) for a, b in part.runs(len(delta))])
@@ -264,7 +264,7 @@ def test_head_is_merged_and_comes_back():
     expected = logits(model)
     handle.merge()
     found = logits(model)
-    head = model.state_dict()["classifier.weight"].clone()
+    head = model.classifier.weight.clone()
     handle.unmerge()
 
     assert torch.allclose(found, expected, atol=1e-5)
@@ -316,3 +316,103 @@ def test_copies_of_a_merged_model_unmerge(three):
     lora_hub.adapters(twin)["a"].unmerge()
 
     assert same_bits(state(twin), before)
+
+
+class Interrupted(BaseException):
+    """Like Ctrl-C, which a test runner would take for its own."""
+
+
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_interrupted_merge_changes_nothing(three, monkeypatch, call):
+    """An interruption in the middle of a merge, wherever it lands, gives back every bit."""
+    from lora_hub.patch import merge
+
+    before, real, calls = state(three), merge.checksum, []
+
+    def interrupt(tensor):
+        calls.append(tensor)
+        if len(calls) == call:
+            raise Interrupted
+        return real(tensor)
+
+    monkeypatch.setattr(merge, "checksum", interrupt)
+    handle = lora_hub.adapters(three)["b"]
+    with pytest.raises(Interrupted):
+        handle.merge()
+    monkeypatch.undo()
+    after = state(three)
+    handle.merge()
+    handle.unmerge()
+
+    assert same_bits(after, before)
+    assert same_bits(state(three), before)
+
+
+def test_refused_merge_changes_nothing():
+    """A merge that an active head forbids has not touched a weight, and nothing is merged."""
+    model = models.bert()
+    first = lora_hub.add_adapter(model, "first", modules_to_save=("classifier",))
+    models.randomise(models.adapter_parameters(model))
+    first.active = False
+    lora_hub.add_adapter(model, "second", modules_to_save=("classifier",))
+    before = state(model)
+
+    with pytest.raises(StateError, match="classifier"):
+        first.merge()
+    assert same_bits(state(model), before)
+    assert not first.merged
+
+
+def test_merged_adapter_cannot_be_inactive(model, saved):
+    """Switching a merged adapter off would have no effect: refused."""
+    handle = lora_hub.apply_adapter(model, saved)
+    handle.merge()
+
+    with pytest.raises(StateError, match="unmerge"):
+        handle.active = False
+
+
+def test_overflow_is_refused():
+    """A sum that does not fit the dtype of the weight is refused by name, and nothing changes."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4)).half()
+    handle = lora_hub.add_adapter(model, "task", targets=("0",))
+    models.randomise(models.adapter_parameters(model), scale=1e4)
+    before = state(model)
+
+    with pytest.raises(StateError, match=r"`0.weight` plus the delta is too large"):
+        handle.merge()
+    assert same_bits(state(model), before)
+
+
+def test_computed_weight_is_refused():
+    """A weight that a parametrisation computes cannot be merged into: the sum would be lost."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    handle = lora_hub.add_adapter(model, "task", targets=("0",))
+
+    with pytest.raises(StateError, match="computed"):
+        handle.merge()
+
+
+def test_merge_under_autocast_is_exact(three):
+    """Autocast of the caller does not reach into the sum of the deltas."""
+    handle = lora_hub.adapters(three)["a"]
+    handle.merge()
+    expected = state(three)
+    handle.unmerge()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        handle.merge()
+
+    assert same_bits(state(three), expected)
+
+
+def test_module_that_left_the_model_is_noticed(model, saved):
+    """A module that was taken out of the model after attaching can still be unmerged and removed."""
+    handle = lora_hub.apply_adapter(model, saved)
+    path, module = next(iter(handle.modules.items()))
+    before = module.weight.clone()
+    model.set_submodule(path, torch.nn.Identity())
+    handle.merge()
+    handle.remove()
+
+    assert torch.equal(module.weight, before)

@@ -183,6 +183,46 @@ def test_generate(saved, model, family):
     assert not torch.equal(bare, adapted)
 
 
+@pytest.mark.parametrize("kind", ["of another model", "removed"])
+def test_handle_must_be_of_this_model(model, saved, family, outputs, kind):
+    """A handle of another model, or one that was removed, chooses nothing here."""
+    other = lora_hub.apply_adapter(family.build(), saved, name="task")
+    if kind == "removed":
+        other = lora_hub.adapters(model)["task"]
+        lora_hub.apply_adapter(model, saved, name="task", replace=True)
+
+    with pytest.raises(UsageError, match="not on this model"):
+        lora_hub.use(model, other)
+
+
+@pytest.mark.parametrize("choice", [["task"], 3, ("task",)])
+def test_what_is_no_choice_is_refused(model, outputs, choice):
+    """A list of names is no choice: weights would be missing."""
+    with pytest.raises(UsageError, match="no choice"):
+        lora_hub.use(model, choice)
+
+
+def test_one_use_in_two_threads_at_once(model, outputs):
+    """One `use` object may be entered by several threads at the same time."""
+    task, barrier, found = lora_hub.use(model, "task"), threading.Barrier(2), []
+
+    def run():
+        with task:
+            barrier.wait()
+            found.append(logits(model))
+            barrier.wait()
+        found.append(logits(model))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(torch.equal(one, outputs["task"]) for one in found) == 2
+    assert sum(torch.equal(one, outputs["both"]) for one in found) == 2
+
+
 # The backward
 
 
@@ -327,6 +367,29 @@ def test_interleaved_tasks_train_their_own(chain, x):
     sum(asyncio.run(main())).backward()
 
     assert same(gradients(chain), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_may_be_enabled_inside_of_the_block(chain, x, mode):
+    """A block that was entered without gradients still carries its choice into a recomputation."""
+    expected = expected_gradients(chain, x, "task")
+    with torch.no_grad(), lora_hub.use(chain, "task"), torch.enable_grad():
+        y = forward(chain, x, MODES[mode])
+    y.sum().backward()
+
+    assert same(gradients(chain), expected)
+
+
+def test_change_in_place_is_noticed(chain, x):
+    """What autograd would refuse outside of `use`, parameters changed before the backward, is refused inside too."""
+    with lora_hub.use(chain, "task"):
+        loss = forward(chain, x, None).square().sum()
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            parameter.mul_(0.5)
+
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
 
 
 def test_choices_keep_no_model_alive():
