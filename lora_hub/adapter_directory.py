@@ -69,4 +69,4 @@ def write_adapter(directory: Path, files: Mapping[str, Bytes]) -> None:
         MachineError: Disk full, no permission, or a file stands where the directory should be.
     """
     with machine_errors():
-        write_files(directory, {name: files[name] for name in (MANIFEST_NAME, *PAYLOAD_NAMES)})
+        write_files(directory, {name: files[name] for name in (MANIFEST_NAME, *PAYLOAD_NAMES) if name in files})

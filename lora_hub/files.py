@@ -46,7 +46,7 @@ def read_file(path: Path, *, limit: int) -> bytearray:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
         if isinstance(error.__cause__, IsADirectoryError):
-            raise MalformedError(f"`{path}` is a directory, expected a file", hint="check the path") from error
+            raise MalformedError(f"`{path}` is not a regular file, but a directory", hint="check the path") from error
         raise
 
 

@@ -4,11 +4,12 @@ import errno
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
-from lora_hub import adapter_directory, files
+from lora_hub import files
 from lora_hub.adapter_directory import read_adapter, read_files, write_adapter
 from lora_hub.documents.verified_adapter import verify
 from lora_hub.errors import IntegrityError, LoraHubError, MachineError, MalformedError, NotFoundError, machine_error
@@ -86,7 +87,7 @@ def test_a_link_that_leads_in_a_circle_is_this_machines_fault(tmp_path):
 def test_a_file_is_replaced(tmp_path):
     """Writing replaces the file and leaves nothing else behind."""
     for content in (b"old", b"new"):
-        files.write_file(tmp_path / "file", content)
+        files.write_files(tmp_path, {"file": content})
 
     assert (tmp_path / "file").read_bytes() == b"new"
     assert listing(tmp_path) == {"file"}
@@ -97,7 +98,7 @@ def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path, full_disk):
     (tmp_path / "file").write_bytes(b"old")
 
     with pytest.raises(OSError, match="No space"):
-        files.write_file(tmp_path / "file", b"new")
+        files.write_files(tmp_path, {"file": b"new"})
     assert (tmp_path / "file").read_bytes() == b"old"
     assert listing(tmp_path) == {"file"}
 
@@ -265,14 +266,14 @@ class TestAdapterDirectory:
 
     @staticmethod
     def _stop_after(monkeypatch, count: int) -> None:
-        write, left = adapter_directory.write_file, iter(range(count))
+        move, left = Path.replace, iter(range(count))
 
-        def stop(path, content) -> None:
+        def stop(path, target) -> None:
             if next(left, None) is None:
                 raise KeyboardInterrupt
-            write(path, content)
+            move(path, target)
 
-        monkeypatch.setattr(adapter_directory, "write_file", stop)
+        monkeypatch.setattr(Path, "replace", stop)
 
     def test_a_full_disk_is_this_machines_fault(self, tmp_path, full_disk):
         """A full disk while saving has exit code 11."""

@@ -158,6 +158,11 @@ class AdapterConfig:
         """Return alpha of the module at *path*."""
         return _first_match(self.alpha_pattern, path, self.lora_alpha)
 
+    @property
+    def target_entries(self) -> tuple[str, ...]:
+        """What `target_modules` holds, be it a list or a string."""
+        return _as_tuple(self.target_modules)
+
     def targets(self, paths: Iterable[str]) -> frozenset[str] | None:
         """Return which of *paths* the config targets, or None where only the tensors can tell.
 

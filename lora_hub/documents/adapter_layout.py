@@ -85,19 +85,22 @@ def plain_path(path: str) -> str:
     return ".".join(component for component in path.split(".") if component not in _WRAPPERS)
 
 
-def _plain_key(key: str) -> str:
-    """Return *key* without PEFT's prefix and without what wrappers put before it or inside."""
-    name = plain_path(key)
-    inner = name.removeprefix("module.")  # DDP around PEFT's model
-    return inner.removeprefix(PREFIX) if inner.startswith(PREFIX) else name
+def _plain_key(key: str, *, has_module: bool) -> str:
+    """Return *key* without PEFT's prefix and without what wrappers put before it or inside.
+
+    A leading ``module.`` is DDP's, unless the model itself *has_module* of that name.
+    """
+    name = plain_path(key).removeprefix("module." + PREFIX).removeprefix(PREFIX)
+    return name if has_module else name.removeprefix("module.")
 
 
 def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, Keys], dict[str, Keys]]:
     """Return the keys of A and B by module, and those of replaced modules' parameters by module."""
     pairs: defaultdict[str, Keys] = defaultdict(dict)
     heads: defaultdict[str, Keys] = defaultdict(dict)
+    has_module = any(entry.startswith(("module.", r"module\.")) for entry in config.target_entries)
     for key in tensors:
-        name = _plain_key(key)
+        name = _plain_key(key, has_module=has_module)
         lora = _LORA.fullmatch(name)
         head = next(filter(config.replaces, owners_of(name)), None)
         foreign = next((meaning for part, meaning in _FOREIGN.items() if part in name), None)

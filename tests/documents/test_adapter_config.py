@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from adapter_files import peft_config, to_json
@@ -14,7 +15,7 @@ from lora_hub.errors import DocumentError, MalformedError
 
 # For each key that changes the mathematics, values that PEFT knows and we do not implement.
 FOREIGN = {
-    "bias": ["all", "lora_only", None, False],
+    "bias": ["all", "lora_only", 1],
     "use_dora": [True, 1, "true"],
     "use_qalora": [True],
     "lora_bias": [True],
@@ -30,7 +31,7 @@ FOREIGN = {
     "monteclora_config": [{"samples": 2}],
     "megatron_config": [{"tensor_model_parallel_size": 2}],
     "enable_lora": [[True, False, True]],
-    "init_lora_weights": ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", 1, None],
+    "init_lora_weights": ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", 1],
 }
 PATH = "model.layers.1.self_attn.q_proj"
 
@@ -233,9 +234,10 @@ def test_alpha_has_patterns_of_its_own():
         ({"target_modules": r".*\.q_proj"}, None),
         ({"target_modules": None}, None),
         ({"target_modules": ["q_proj"], "exclude_modules": "b.*"}, None),
-        ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, None),
-        ({"target_modules": ["q_proj"], "layers_to_transform": 0}, None),
-        ({"target_modules": ["q_proj"], "layers_pattern": "layers"}, None),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, {"q_proj"}),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 0}, {"q_proj"}),
+        ({"target_modules": ["q_proj"], "layers_pattern": "layers"}, {"a.q_proj", "b.q_proj", "q_proj"}),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "(layers|h)"}, None),
     ],
 )
 def test_targets(changes, expected):
@@ -357,3 +359,35 @@ def test_peft_reads_what_we_write(peft, tmp_path):
     assert (loaded.r, loaded.lora_alpha, loaded.use_rslora) == (config.r, config.lora_alpha, True)
     assert (loaded.rank_pattern, loaded.alpha_pattern) == ({r"0\.q_proj": 4}, {"v_proj": 9.5})
     assert loaded.target_modules == {"q_proj", "v_proj"}
+
+
+LLAMA_PATHS = [
+    f"{prefix}layers.{layer}.{name}"
+    for prefix in ("model.", "", "x.0.")
+    for layer in (0, 1, 11)
+    for name in ("self_attn.q_proj", "mlp.experts.1.q_proj", "score.q_proj", "score", "pre_score")
+]
+
+
+@pytest.mark.parametrize("layers", [None, [], [1], 1, [0, 11], [7]])
+@pytest.mark.parametrize("pattern", [None, [], "layers", ["experts", "layers"], ["h"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["self_attn.q_proj", "model.layers.0.score.q_proj"]},
+        {"target_modules": ["q_proj", "score"], "modules_to_save": ["score"]},
+        {"target_modules": ["q_proj"], "exclude_modules": ["experts.1.q_proj", "layers.1.self_attn.q_proj"]},
+    ],
+    ids=str,
+)
+def test_targets_are_those_of_peft(layers, pattern, names):
+    """What a list of names targets, with layers, exclusions and heads, is what PEFT's own rule says."""
+    from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+
+    changes = {**names, "layers_to_transform": layers, "layers_pattern": pattern}
+    theirs = SimpleNamespace(**{"exclude_modules": None, "modules_to_save": None, **changes})
+    found = {path: check_target_module_exists(theirs, path) for path in LLAMA_PATHS}
+    expected = {path for path, match in found.items() if match and not isinstance(match, _ExcludedModule)}
+
+    assert parse(**changes).targets(LLAMA_PATHS) == expected

@@ -4,7 +4,7 @@ import pytest
 from adapter_files import HIDDEN, adapter_files, fused_adapter_files, lora_key, module_paths, tensor
 
 from lora_hub.documents.adapter_config import AdapterConfig
-from lora_hub.documents.adapter_layout import AdapterLayout, plain_key, read_layout
+from lora_hub.documents.adapter_layout import AdapterLayout, plain_path, read_layout
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.safetensors_header import read_header
 from lora_hub.errors import MalformedError
@@ -33,15 +33,15 @@ def refused(adapter, groups=()) -> str:
 
 
 def test_every_module_is_found():
-    """Each pair of A and B is one module, with rank, alpha, scaling and shapes."""
+    """Each pair of A and B is one module, with rank, alpha and shapes."""
     found = layout(adapter_files(lora_alpha=5))
     first = found.modules[0]
 
     assert [module.path for module in found.modules] == sorted(module_paths())
-    assert (first.r, first.alpha, first.scaling) == (2, 5, 2.5)
-    assert (first.in_features, first.out_features, first.dtype) == (8, 8, "F32")
+    assert (first.r, first.alpha) == (2, 5)
+    assert (first.in_features, first.out_features) == (8, 8)
     assert (first.lora_A, first.lora_B) == (lora_key(Q, "A"), lora_key(Q, "B"))
-    assert found.saved == {}
+    assert found.heads == {}
 
 
 @pytest.mark.parametrize("side", "AB")
@@ -148,15 +148,8 @@ def test_a_pattern_changes_the_rank_that_is_expected():
     adapter.tensors |= {lora_key(Q, "A"): tensor(3, 8), lora_key(Q, "B"): tensor(8, 3)}
     by_path = {module.path: module for module in layout(adapter).modules}
 
-    assert (by_path[Q].r, by_path[Q].scaling) == (3, 2)
-    assert (by_path[V].r, by_path[V].scaling) == (2, 2)
-
-
-def test_rank_stabilised_lora_scales_by_the_root():
-    """With `use_rslora` the scaling is alpha over the root of r."""
-    found = layout(adapter_files(r=4, use_rslora=True, lora_alpha=6))
-
-    assert {module.scaling for module in found.modules} == {3}
+    assert (by_path[Q].r, by_path[Q].alpha) == (3, 6)
+    assert (by_path[V].r, by_path[V].alpha) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -186,15 +179,23 @@ def test_what_a_wrapper_adds_is_no_part_of_the_path(prefix):
 
 def test_a_wrapper_in_the_middle_of_a_path_is_stripped():
     """A layer that was compiled on its own leaves its mark inside the path."""
-    wrapped = f"{PREFIX}model.layers.0._orig_mod.self_attn.q_proj.lora_A.weight"
-
-    assert plain_key(wrapped) == f"{Q}.lora_A.weight"
+    assert plain_path("model.layers.0._orig_mod.self_attn.q_proj") == Q
+    assert plain_path("model.layers.0.self_attn.q_proj._orig_mod") == Q
 
 
 def test_a_component_that_only_looks_like_a_wrapper_stays():
     """A module whose own name ends like a wrapper's keeps it."""
-    assert plain_key("my_orig_mod.q.lora_A.weight") == "my_orig_mod.q.lora_A.weight"
-    assert plain_key("encoder.module.q.lora_A.weight") == "encoder.module.q.lora_A.weight"
+    assert plain_path("my_orig_mod.q") == "my_orig_mod.q"
+    assert plain_path("encoder.module.q") == "encoder.module.q"
+
+
+def test_a_module_that_is_called_module_keeps_its_name():
+    """If the config names full paths that begin with `module.`, that is a part of the model and no wrapper."""
+    paths = [f"module.{path}" for path in module_paths()]
+    adapter = adapter_files(target_modules=paths)
+    adapter.tensors = {f"{PREFIX}module.{key.removeprefix(PREFIX)}": value for key, value in adapter.tensors.items()}
+
+    assert [module.path for module in layout(adapter).modules] == sorted(paths)
 
 
 def test_the_name_of_the_adapter_in_a_key_is_read_over():
@@ -223,9 +224,8 @@ def test_heads_are_found():
     adapter = adapter_files(modules_to_save=["classifier"])
     adapter.tensors |= HEAD
 
-    assert layout(adapter).saved == {
-        "classifier.weight": f"{PREFIX}classifier.weight",
-        "classifier.bias": f"{PREFIX}classifier.bias",
+    assert layout(adapter).heads == {
+        "classifier": {"weight": f"{PREFIX}classifier.weight", "bias": f"{PREFIX}classifier.bias"}
     }
 
 
@@ -234,7 +234,7 @@ def test_a_head_with_children_is_found():
     adapter = adapter_files(modules_to_save=["classifier"])
     adapter.tensors[f"{PREFIX}classifier.out_proj.weight"] = tensor(3, 8)
 
-    assert layout(adapter).saved.keys() == {"classifier.out_proj.weight"}
+    assert layout(adapter).heads == {"classifier": {"out_proj.weight": f"{PREFIX}classifier.out_proj.weight"}}
 
 
 def test_the_head_that_peft_lists_and_the_model_lacks_may_be_missing():
@@ -242,7 +242,7 @@ def test_the_head_that_peft_lists_and_the_model_lacks_may_be_missing():
     adapter = adapter_files(modules_to_save=["classifier", "score"])
     adapter.tensors |= HEAD
 
-    assert len(layout(adapter).saved) == 2
+    assert layout(adapter).heads.keys() == {"classifier"}
 
 
 def test_a_head_without_tensors_is_named():
@@ -308,5 +308,5 @@ def test_slices_scale_like_peft_with_rank_stabilised_lora():
     right = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=8 / 2**0.5))
     wrong = SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=4))
 
-    assert layout(adapter, [right]).modules[0].scaling == 4
+    assert layout(adapter, [right]).modules[0].slices == right.parts
     assert FUSED in refused(adapter, [wrong])
