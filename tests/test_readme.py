@@ -1,0 +1,75 @@
+"""The README tells the truth: its examples run, its commands exist, its figures are those of a committed result."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).with_name("patch")))
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_example_of_use_runs(tmp_path, monkeypatch):
+    """Every line of the first example runs, in order, on a model of a described family."""
+    import models
+
+    model = models.llama()
+    models.peft_directory(model, tmp_path / "any-peft-adapter", target_modules=["q_proj"])
+    before = models.state(model)
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model}
+    exec(compile(PYTHON[0], "README.md", "exec"), names)
+    import lora_hub
+
+    for handle in list(lora_hub.adapters(model).values()):
+        handle.remove()
+
+    assert models.same_bits(models.state(model), before)
+    assert (tmp_path / "adapters" / "org" / "task" / "1.0.0" / "lora-hub.json").is_file()
+
+
+def test_mixin_of_the_readme_is_a_trainer():
+    """The line about `Trainer` makes a class that can be instantiated like one."""
+    from transformers import Trainer
+
+    names = {"Trainer": Trainer}
+    exec("import lora_hub\n" + PYTHON[1], names)
+
+    assert issubclass(names["AdapterTrainer"], Trainer)
+
+
+def test_plugin_of_the_readme_is_one():
+    """The example plugin returns an architecture, and fits into the promised fifteen lines."""
+    names: dict = {}
+    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    (architecture,) = names["lora_hub_architectures"]()
+
+    assert architecture.projection("h.0.attn.qkv").rows("k", 12, {}) == ((4, 8),)
+    assert len([line for line in PYTHON[2].splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^    lora-hub ([a-z]+)", README, re.MULTILINE))))
+def test_commands_of_the_readme_exist(command):
+    """Every command that the README shows is one."""
+    from lora_hub.cli import cli
+
+    assert command in cli.commands
+
+
+def test_figures_of_the_readme_are_measured():
+    """Each ratio of the README's table stands in the result file that it names."""
+    result = (ROOT / re.search(r"\((benchmarks/results/[^)]+)\)", README)[1]).read_text(encoding="utf-8")
+    measured = {row[0]: row[-1] for row in _rows(result) if len(row) == 5}
+    shown = dict(row for row in _rows(README) if len(row) == 2 and row[1][:1].isdigit())
+
+    assert shown
+    assert shown.items() <= measured.items()
+
+
+def _rows(text):
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
