@@ -77,15 +77,24 @@ class AppliedAdapter:
     patch: ModelPatch
     _saved_digest: str | None = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in {"active", "_saved_digest"} and hasattr(self, name):
+            raise AttributeError(f"`{name}` of an applied adapter is fixed: apply it again with `replace=True`")
+        object.__setattr__(self, name, value)
+
     @property
     def is_attached(self) -> bool:
         """Whether the adapter is on its model still."""
-        return self.patch.handles.get(self.name) is self
+        return self.patch.state.handles.get(self.name) is self
 
     @property
     def active(self) -> bool:
-        """Whether the adapter belongs to the model's default set, which runs outside of `use`."""
-        return self in self.patch.active
+        """Whether the adapter belongs to the model's default set, which runs outside of `use`.
+
+        The default set is read when a module runs. So between a forward outside of `use` and its backward it must not
+        be changed, if the forward is checkpointed.
+        """
+        return self in self.patch.state.active
 
     @active.setter
     def active(self, value: bool) -> None:
@@ -94,7 +103,7 @@ class AppliedAdapter:
     @property
     def merged(self) -> bool:
         """Whether the delta is in the weights of the base at the moment."""
-        return self in self.patch.merged
+        return self in self.patch.state.merged
 
     def merge(self) -> None:
         """Add the delta to the weights of the base, at no further cost per call; `unmerge` gives back the same bits.

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import StateError, UsageError
+from lora_hub.errors import CompatibilityError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.factors import Factors, FrozenFactors, PartWeights, TrainableFactors
 from lora_hub.patch.fit import check_fits
-from lora_hub.patch.heads import Replacement
-from lora_hub.patch.layer import check_can_be_patched, patch_module
-from lora_hub.patch.model_patch import ModelPatch
-from lora_hub.patch.on_model import patch_of, unwrap
-from lora_hub.patch.projections import modules_by_path
-from lora_hub.patch.record import Delta
+from lora_hub.patch.heads import Head
+from lora_hub.patch.layer import check_belongs, check_forward_is_reachable, patch_module
+from lora_hub.patch.model_patch import PATCH, ModelPatch
+from lora_hub.patch.on_model import unwrap
+from lora_hub.patch.projections import features, modules_by_path
+from lora_hub.patch.record import AdaptedPart, Delta, Replaces
 from lora_hub.patch.weights import load_weights
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -53,26 +53,21 @@ class _Piece:
 
     module: nn.Module
     delta: Delta | None
-    replacement: Replacement | None
+    replacement: Replaces | None
     parameters: Mapping[str, nn.Parameter]
 
 
+@torch.inference_mode(False)
 def apply(model: nn.Module, adapter: VerifiedAdapter, options: Options) -> AppliedAdapter:
-    """Return a handle on *adapter*, now attached to *model*.
-
-    Computes ``W x + scale * (lora_alpha / r) B A x`` in every module that the adapter has tensors for.
-
-    Raises:
-        CompatibilityError: A module is missing, has another shape or another model type; the model is as it was.
-        MalformedError: The tensors contradict the manifest's slices.
-        UsageError: The name is in use (and not *replace*), or is no name.
-    """
+    """Return a handle on *adapter*, now attached to *model*; the errors are those of `lora_hub.apply_adapter`."""
     model = unwrap(model)
     weights = load_weights(adapter)
     check_fits(model, adapter, allow_other_base=options.allow_other_base)
     return attach(model, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
 
 
+# What is made under the caller's `inference_mode` could never be trained, nor saved for a backward.
+@torch.inference_mode(False)
 def attach(
     model: nn.Module,
     info: AdapterInfo,
@@ -89,78 +84,119 @@ def attach(
         heads: The values of replaced modules, by path; None starts from the base's own values.
         options: How it is put there.
     """
-    patch = patch_of(model) or ModelPatch(model)
-    predecessor = patch.handles.get(options.name)
-    if predecessor is not None and not options.replace:
-        raise UsageError(
-            f"the model has an adapter `{options.name}` already", hint="pass another `name=`, or `replace=True`"
-        )
+    patch: ModelPatch = model.__dict__.get(PATCH) or ModelPatch(model)
+    predecessor = _predecessor(patch, options)
     everything = modules_by_path(model)
-    found = {path: everything[path] for path in (*modules, *heads)}
-    for path, module in found.items():
-        check_can_be_patched(module, path, patch)
-        if options.trainable and any(p.device.type == "meta" for p in module.parameters()):
-            raise StateError(
-                f"`{path}` is offloaded, so an adapter on it cannot be trained", hint="load it on a device"
-            )
     handle = AppliedAdapter(
         name=options.name,
         info=info,
-        modules=found,
+        modules={path: everything[path] for path in (*modules, *heads)},
         heads=frozenset(heads),
         trainable=options.trainable,
         scale=options.scale,
         other_base_allowed=options.allow_other_base,
         patch=patch,
     )
+    _check_modules(handle, everything)
     patch.check_can_join(handle, predecessor, active=options.active)
-    pieces = [_adapting(found[path], parts, info, options) for path, parts in modules.items()]
-    pieces += [_replacing(found[path], path, values, options) for path, values in heads.items()]
-    if predecessor is not None:
-        predecessor.remove()
-    try:
-        _put_in_place(patch, handle, pieces, active=options.active)
-    except BaseException:
-        patch.detach(handle)
-        raise
+    pieces = [_delta_piece(everything[path], parts, info, options) for path, parts in modules.items()]
+    pieces += [_head_piece(everything[path], path, values, options) for path, values in heads.items()]
+    _exchange(patch, predecessor, handle, pieces, active=options.active)
     if handle.trainable:
         handle.mark_saved()
     return handle
 
 
+def _predecessor(patch: ModelPatch, options: Options) -> AppliedAdapter | None:
+    predecessor = patch.state.handles.get(options.name)
+    if predecessor is not None and not options.replace:
+        raise UsageError(
+            f"the model has an adapter `{options.name}` already", hint="pass another `name=`, or `replace=True`"
+        )
+    return predecessor
+
+
+def _check_modules(handle: AppliedAdapter, everything: Mapping[str, nn.Module]) -> None:
+    for path, module in everything.items():
+        check_belongs(module, path, handle.patch)
+    for path, module in handle.modules.items():
+        check_forward_is_reachable(module, path)
+        if isinstance(everything.get(path.rpartition(".")[0]), nn.TransformerEncoderLayer):
+            raise CompatibilityError(
+                f"`{path}` is in a `TransformerEncoderLayer`, which in evaluation reads the weights and never calls it",
+                hint="an adapter there would run in training only; name other targets",
+            )
+        if handle.trainable and any(p.device.type == "meta" for p in module.parameters()):
+            raise StateError(
+                f"`{path}` is offloaded, so an adapter on it cannot be trained", hint="load it on a device"
+            )
+
+
+def _exchange(
+    patch: ModelPatch, old: AppliedAdapter | None, new: AppliedAdapter, pieces: list[_Piece], *, active: bool
+) -> None:
+    """Take *old* off and put *new* in its place; if that fails, *old* is back as it was."""
+    if old is None:
+        return _put_in_place(patch, new, pieces, active=active)
+    was_active, was_merged, old_pieces = old.active, old.merged, _pieces_of(old)
+    try:
+        patch.remove(old)
+        return _put_in_place(patch, new, pieces, active=active)
+    except BaseException:
+        patch.detach(old)
+        _put_in_place(patch, old, old_pieces, active=was_active)
+        if was_merged:
+            patch.merge(old)
+        raise
+
+
+def _pieces_of(handle: AppliedAdapter) -> list[_Piece]:
+    records = [(module, handle.patch.record(module)) for module in handle.modules.values()]
+    return [
+        _Piece(
+            module,
+            record.deltas.get(handle.name),
+            record.replacements.get(handle.name),
+            {name: getattr(module, name) for name in record.parameter_names.get(handle.name, ())},
+        )
+        for module, record in records
+    ]
+
+
 def _put_in_place(patch: ModelPatch, handle: AppliedAdapter, pieces: list[_Piece], *, active: bool) -> None:
-    if handle.trainable:
-        patch.freeze_base()
-    for piece in pieces:
-        record = patch_module(piece.module, patch)
-        record.parameter_names[handle.name] = tuple(piece.parameters)
-        for name, parameter in piece.parameters.items():
-            piece.module.register_parameter(name, parameter)
-        if piece.delta is not None:
-            record.deltas[handle.name] = piece.delta
-        if piece.replacement is not None:
-            record.replacements[handle.name] = piece.replacement
-    patch.join(handle, active=active)
+    """Put *pieces* on their modules and *handle* on the model, or nothing."""
+    try:
+        if handle.trainable:
+            patch.freeze_base()
+        for piece in pieces:
+            record = patch_module(piece.module, patch)
+            record.parameter_names[handle.name] = tuple(piece.parameters)
+            for name, parameter in piece.parameters.items():
+                piece.module.register_parameter(name, parameter)
+            if piece.delta is not None:
+                record.deltas[handle.name] = piece.delta
+            if piece.replacement is not None:
+                record.replacements[handle.name] = piece.replacement
+        patch.join(handle, active=active)
+    except BaseException:
+        patch.detach(handle)
+        raise
 
 
-def _adapting(module: nn.Module, parts: tuple[PartWeights, ...], info: AdapterInfo, options: Options) -> _Piece:
+def _delta_piece(module: nn.Module, parts: tuple[PartWeights, ...], info: AdapterInfo, options: Options) -> _Piece:
     """Return what adds to *module*: plain tensors, or parameters on the device of its weight."""
     parameters: dict[str, nn.Parameter] = {}
-    made: list[Factors] = []
+    adapted = []
     for part, lora_A, lora_B in parts:
-        if not options.trainable:
-            made.append(FrozenFactors(lora_A, lora_B))
-            continue
-        # `%` is in no adapter's name, so no two names of parameters are alike; torch forbids dots in them.
-        ending = "%".join(filter(None, [_escaped(options.name), part.name]))
-        factors = TrainableFactors(f"lora_A__{ending}", f"lora_B__{ending}")
-        parameters[factors.name_A] = _as_parameter(lora_A, module)
-        parameters[factors.name_B] = _as_parameter(lora_B, module)
-        made.append(factors)
-    delta = Delta(
-        tuple((weights.part, factors) for weights, factors in zip(parts, made, strict=True)),
-        dropout=info.lora_dropout if options.trainable else 0.0,
-    )
+        factors: Factors = FrozenFactors(lora_A, lora_B)
+        if options.trainable:
+            # `%` is in no adapter's name, so no two names of parameters are alike; torch forbids dots in them.
+            ending = "%".join(filter(None, [_escaped(options.name), part.name]))
+            factors = TrainableFactors(f"lora_A__{ending}", f"lora_B__{ending}")
+            parameters[factors.name_A] = _as_parameter(lora_A, module)
+            parameters[factors.name_B] = _as_parameter(lora_B, module)
+        adapted.append(AdaptedPart(part, factors, part.blocks(features(module)[1]), part.scaling))
+    delta = Delta(tuple(adapted), dropout=info.lora_dropout if options.trainable else 0.0)
     return _Piece(module, delta, None, parameters)
 
 
@@ -171,12 +207,11 @@ def _as_parameter(tensor: Tensor, module: nn.Module) -> nn.Parameter:
     return nn.Parameter(tensor.to(device, dtype, copy=True))
 
 
-def _replacing(module: nn.Module, path: str, values: Mapping[str, Tensor] | None, options: Options) -> _Piece:
+def _head_piece(module: nn.Module, path: str, values: Mapping[str, Tensor] | None, options: Options) -> _Piece:
     """Return what is run in place of *module*."""
-    replacement = Replacement(module, values, path)
-    prefix = f"modules_to_save__{_escaped(options.name)}"
-    parameters = replacement.trainable_parameters(prefix) if options.trainable else {}
-    return _Piece(module, None, replacement, parameters)
+    head = Head(module, values, path)
+    parameters = head.trainable_parameters(f"head__{_escaped(options.name)}") if options.trainable else {}
+    return _Piece(module, None, head, parameters)
 
 
 def _escaped(name: str) -> str:

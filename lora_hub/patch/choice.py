@@ -35,8 +35,8 @@ class PatchedModel(Protocol):
     def running(self) -> Plan:
         """Return what runs in the calling context."""
 
-    def check(self, weights: Mapping[str, float]) -> None:
-        """Raise if the model cannot run with *weights*."""
+    def check(self, choice: Choice) -> None:
+        """Raise if the model cannot run with *choice*."""
 
     def warn_of_hidden(self, module: nn.Module) -> None:
         """Warn if a `state_dict` that leaves out the parameters of *module* loses training."""
@@ -44,10 +44,14 @@ class PatchedModel(Protocol):
 
 @dataclass(slots=True)
 class Choice:
-    """The weight of each chosen adapter, by name; empty is the bare base. Keeps the plan that was last made of it."""
+    """The weight of each chosen adapter, by name; empty is the bare base. Keeps the plan that was last made of it.
+
+    ``handle`` is the one adapter that was chosen by its handle: another one of its name is not meant.
+    """
 
     weights: Mapping[str, float]
-    plan: tuple[int, Plan] | None = None  # and the version of the model's state that it was made for
+    handle: object = None
+    plan: tuple[object, Plan] | None = None  # and the state of the model that it was made for
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -112,7 +116,8 @@ def _running_node() -> _Node | None:
 
 def _pack(tensor: Tensor) -> _Saved:
     # Not the scope of the `use` that installed this hook: hooks are kept per thread, and tasks share a thread.
-    return _Saved(tensor, _current_scope(), _version(tensor))
+    # Detached, since it may be the very output whose node keeps what is returned here: a cycle that nothing collects.
+    return _Saved(tensor.detach(), _current_scope(), _version(tensor))
 
 
 def _unpack(saved: _Saved) -> Tensor:
@@ -138,7 +143,7 @@ class Use:
     choice: Choice
 
     def __enter__(self) -> Self:
-        self.patch.check(self.choice.weights)
+        self.patch.check(self.choice)
         scope = _Scope(MappingProxyType({**_current_scope().choices, self.patch: self.choice}), _running_node())
         _entered.set((*_entered.get(), (_scope.get(), _start_recording())))
         _scope.set(scope)

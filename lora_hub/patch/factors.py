@@ -31,9 +31,17 @@ class Part:
         """alpha/r, or alpha/√r."""
         return scaling(self.r, self.alpha, use_rslora=self.use_rslora)
 
-    def runs(self, out_features: int) -> Rows:
-        """Return the half-open runs of outputs that this part adapts."""
-        return self.rows or ((0, out_features),)
+    def blocks(self, out_features: int) -> tuple[tuple[slice, slice], ...]:
+        """Return what belongs together: slices of the module's outputs, and of the rows of B."""
+        blocks, row = [], 0
+        for start, stop in self.rows or ((0, out_features),):
+            blocks.append((slice(start, stop), slice(row, row + stop - start)))
+            row += stop - start
+        return tuple(blocks)
+
+    def width(self, out_features: int) -> int:
+        """Return how many rows B has, of a module with *out_features* outputs."""
+        return sum(rows.stop - rows.start for _, rows in self.blocks(out_features))
 
 
 class PartWeights(NamedTuple):
@@ -67,7 +75,7 @@ class FrozenFactors:
 
     def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return A and B where *x* is; the last placement is kept."""
-        dtype = autocast_dtype(x.device) or x.dtype
+        dtype = autocast_dtype(x) or x.dtype
         placed = self._placed
         if placed[0].device != x.device or placed[0].dtype != dtype:
             # What is kept may be needed for a backward, also if this call is under `inference_mode`.
@@ -91,7 +99,7 @@ class TrainableFactors:
     def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return A and B in their own precision if it is the wider one, so that gradients are not rounded."""
         a, b = self.stored(module)
-        dtype = autocast_dtype(x.device) or torch.promote_types(a.dtype, x.dtype)
+        dtype = autocast_dtype(x) or torch.promote_types(a.dtype, x.dtype)
         return a.to(x.device, dtype), b.to(x.device, dtype)
 
 
@@ -105,10 +113,10 @@ def init_factors(r: int, in_features: int, out_features: int, *, dtype: torch.dt
     return lora_A, torch.zeros(out_features, r, dtype=dtype)
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype in which autocast computes on *device* at the moment, or None if it is off."""
-    kind = device.type
-    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype in which autocast computes with *x*, or None if it is off, or leaves *x* alone (float64)."""
+    kind = x.device.type
+    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
 
@@ -116,22 +124,22 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
-def add_delta(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, runs: Rows, factor: float) -> None:
-    """Add ``factor * x A^T B^T`` to the *runs* of the last axis of *y* ``[..., out]``, in place."""
-    s = F.linear(x.to(lora_A.dtype), lora_A)  # [..., in] @ [in, r] -> [..., r]
-    is_plain = s.dtype == y.dtype and y.is_contiguous() and autocast_dtype(y.device) is None
-    rows = 0
-    for start, stop in runs:
-        B = lora_B[rows : rows + stop - start]
-        rows += stop - start
+def add_delta(
+    y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, blocks: tuple[tuple[slice, slice], ...], factor: float
+) -> None:
+    """Add ``factor * x A^T B^T`` to the *blocks* of the last axis of *y* ``[..., out]``, in place."""
+    s = F.linear(x if x.dtype is lora_A.dtype else x.to(lora_A.dtype), lora_A)  # [..., in] @ [in, r] -> [..., r]
+    is_plain = s.dtype is y.dtype and y.is_contiguous() and autocast_dtype(y) is None
+    for outputs, rows in blocks:
+        B = lora_B if len(blocks) == 1 else lora_B[rows]
         if is_plain:
             # One GEMM that accumulates and rounds once.
             flat = y.view(-1, y.shape[-1])
-            part = flat if stop - start == y.shape[-1] else flat[:, start:stop]
-            part.addmm_(s.reshape(-1, s.shape[-1]), B.t(), alpha=factor)
+            part = flat if len(B) == y.shape[-1] else flat[:, outputs]
+            part.addmm_(s.view(-1, s.shape[-1]), B.t(), alpha=factor)
         else:
             # addmm_ takes no mixed dtypes, and none of autocast's; add_ computes in the wider one and rounds once.
-            y[..., start:stop].add_(F.linear(s, B), alpha=factor)
+            y[..., outputs].add_(F.linear(s, B), alpha=factor)
 
 
 def delta_weight(
@@ -142,8 +150,6 @@ def delta_weight(
     with torch.autocast(device.type, enabled=False):
         for (part, lora_A, lora_B), factor in pairs:
             product = lora_B.to(device, dtype) @ lora_A.to(device, dtype)  # [rows, r] @ [r, in] -> [rows, in]
-            rows = 0
-            for start, stop in part.runs(shape[0]):
-                total[start:stop].add_(product[rows : rows + stop - start], alpha=factor * part.scaling)
-                rows += stop - start
+            for outputs, rows in part.blocks(shape[0]):
+                total[outputs].add_(product[rows], alpha=factor * part.scaling)
     return total

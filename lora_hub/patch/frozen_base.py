@@ -15,6 +15,9 @@ class FrozenBase:
             for name, parameter in module._parameters.items()  # noqa: SLF001
             if parameter is not None
         ]
+
+    def freeze(self) -> None:
+        """Let no parameter require a gradient."""
         for module, name, _ in self._requires_grad:
             module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]  # noqa: SLF001
 

@@ -12,7 +12,7 @@ from lora_hub.errors import CompatibilityError, StateError
 from lora_hub.patch.layer import bare_copy
 
 
-class Replacement:
+class Head:
     """A copy of a module with weights of its own, run in place of the module while its adapter is active.
 
     The copy is not a submodule, so names and `state_dict` stay the base's. While it is trained, its parameters are also
@@ -45,7 +45,7 @@ class Replacement:
         return self._copy.forward(*args, **kwargs)
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return the state of the replacement, by the names that the module's own `state_dict` has."""
+        """Return the state of the head, by the names that the module's own `state_dict` has."""
         if self._stored is not None:
             return self._stored
         self._follow(module)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakValueDictionary
 
-import torch
 from torch import nn
 
 from lora_hub.errors import CompatibilityError, StateError
@@ -47,14 +47,14 @@ class AdaptedModule(nn.Module):
         running = record.patch.running() if record is not None else ()
         if not running or record is None:
             return super().forward(*args, **kwargs)
-        for name, _ in running:
+        for name, _ in running if record.replacements else ():
             if name in record.replacements:
                 return record.replacements[name].run(self, args, kwargs)
         y = super().forward(*args, **kwargs)
         deltas = [(record.deltas[name], weight) for name, weight in running if name in record.deltas]
         if not deltas:
             return y
-        if not self.lora_hub_output_is_fresh and torch.is_grad_enabled():
+        if not self.lora_hub_output_is_fresh:
             y = y.clone()
         return add_deltas(y, args[0] if args else next(iter(kwargs.values())), deltas, self)
 
@@ -80,11 +80,11 @@ class AdaptedModule(nn.Module):
         return " + ".join([super().__repr__(), *({**record.deltas, **record.replacements} if record else ())])
 
 
-_patched_classes: dict[type[nn.Module], type[nn.Module]] = {}
+_patched_classes: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDictionary()
 
 
 def patched_class(base: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of *base* that runs adapters; one per base class, made on first use."""
+    """Return the subclass of *base* that runs adapters: one per base class, as long as a module is of it."""
     made = _patched_classes.get(base)
     if made is None:
         forward = (getattr(base.forward, "__module__", ""), getattr(base.forward, "__qualname__", ""))
@@ -111,28 +111,28 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return module_class.__new__(module_class)
 
 
-def check_can_be_patched(module: nn.Module, path: str, patch: PatchedModel) -> None:
-    """Raise if *module* belongs to another patched model, or if a call of it would not reach our `forward`.
-
-    An instance attribute `forward` hides the class's. It is harmless if it is the class's own, bound; behind
-    accelerate's, we can get; any other would bypass the adapter silently.
-    """
+def check_belongs(module: nn.Module, path: str, patch: PatchedModel) -> None:
+    """Raise `StateError` if *module* carries adapters of another model than that of *patch*."""
     record = record_of(module)
     if record is not None and record.patch is not patch:
         raise StateError(
             f"`{path}` carries adapters of a model that contains this one, or of a part of it",
             hint="remove them first, or call with the model that they were applied to",
         )
-    hidden = "forward" in module.__dict__ and not _is_own_method(module.__dict__["forward"], module)
-    if hidden and "_old_forward" not in module.__dict__:
+
+
+def check_forward_is_reachable(module: nn.Module, path: str) -> None:
+    """Raise `CompatibilityError` if a call of *module* would not reach our `forward`.
+
+    An instance attribute `forward` hides the class's. It is harmless if it is the class's own, bound, or if accelerate
+    put it around that; any other would bypass the adapter silently.
+    """
+    called = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    if called is not None and not (isinstance(called, types.MethodType) and called.__func__ is type(module).forward):
         raise CompatibilityError(
             f"`{path}` has a `forward` of its own in place of its class's, so an adapter on it would never run",
             hint="apply the adapter before the library that replaced `forward` (tensor parallelism, a profiler) does",
         )
-
-
-def _is_own_method(function: object, module: nn.Module) -> bool:
-    return isinstance(function, types.MethodType) and function.__func__ is type(module).forward
 
 
 def patch_module(module: nn.Module, patch: PatchedModel) -> Record:
@@ -155,7 +155,7 @@ def _rebind_forward(module: nn.Module) -> None:
 
 def check_can_be_restored(module: nn.Module, path: str) -> None:
     """Raise `StateError` if another library swapped the class of *module* after us."""
-    if "lora_hub_base_class" not in type(module).__dict__:
+    if record_of(module) is not None and "lora_hub_base_class" not in type(module).__dict__:
         raise StateError(
             f"another library changed the class of `{path}` to `{type(module).__name__}` after the adapter was applied",
             hint="undo that first (`fully_shard` cannot be undone: load the model again)",

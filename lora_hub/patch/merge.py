@@ -50,7 +50,7 @@ def _merged_values(module: nn.Module, path: str, record: Record, factors: Mappin
         for weights in record.deltas[name].weights(module)
     ]
     if pairs:
-        weight = original(module, "weight")
+        weight = _original(module, "weight")
         accumulator = torch.promote_types(weight.dtype, torch.float32)
         in_features, out_features = features(module)
         with torch.no_grad():
@@ -64,7 +64,7 @@ def _merged_values(module: nn.Module, path: str, record: Record, factors: Mappin
         if (
             value.is_floating_point()
             and not torch.isfinite(value).all()
-            and torch.isfinite(original(module, name)).all()
+            and torch.isfinite(_original(module, name)).all()
         ):
             raise StateError(
                 f"`{path}.{name}` plus the delta is too large for {value.dtype}", hint="use the adapter unmerged"
@@ -72,7 +72,7 @@ def _merged_values(module: nn.Module, path: str, record: Record, factors: Mappin
     return values
 
 
-def original(module: nn.Module, name: str) -> Tensor:
+def _original(module: nn.Module, name: str) -> Tensor:
     """Return the tensor *name* of *module* as it was before any merge."""
     record = record_of(module)
     kept = record.merged.originals if record is not None and record.merged is not None else {}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
-from lora_hub.patch.choice import Plan, chosen
+from lora_hub.patch.choice import Choice, Plan, chosen
 from lora_hub.patch.frozen_base import FrozenBase
 from lora_hub.patch.layer import check_can_be_restored, restore_module
 from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
-from lora_hub.patch.plan import check_heads, make_plan
+from lora_hub.patch.plan import make_plan
 from lora_hub.patch.record import Record, record_of
 
 if TYPE_CHECKING:
@@ -22,59 +23,83 @@ if TYPE_CHECKING:
 PATCH = "_lora_hub_patch"  # in the instance dict of the model
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Who is there, who is active, who is merged, and what runs by default, which follows from the three."""
+
+    handles: Mapping[str, AppliedAdapter]
+    active: tuple[AppliedAdapter, ...]
+    merged: tuple[AppliedAdapter, ...]
+    default: Plan
+
+    @classmethod
+    def of(
+        cls,
+        handles: Mapping[str, AppliedAdapter],
+        active: tuple[AppliedAdapter, ...],
+        merged: tuple[AppliedAdapter, ...],
+    ) -> State:
+        """Return the state with these adapters; raise `StateError` if they cannot be together."""
+        weights = {h.name: 1.0 for h in handles.values() if h in active or h in merged}
+        return cls(dict(handles), active, merged, make_plan(handles, merged, weights))
+
+    def without(self, handle: AppliedAdapter | None) -> State:
+        """Return the state without *handle*."""
+        handles = {name: other for name, other in self.handles.items() if other is not handle}
+        return State.of(handles, _without(self.active, handle), _without(self.merged, handle))
+
+    def having(self, handle: AppliedAdapter, *, active: bool) -> State:
+        """Return the state with *handle* as well, active or not."""
+        actives = (*_without(self.active, handle), *([handle] if active else []))
+        return State.of({**self.handles, handle.name: handle}, actives, self.merged)
+
+    def merging(self, *merged: AppliedAdapter) -> State:
+        """Return the state in which exactly *merged* are merged."""
+        return State.of(self.handles, self.active, merged)
+
+
+def _without(handles: tuple[AppliedAdapter, ...], handle: AppliedAdapter | None) -> tuple[AppliedAdapter, ...]:
+    return tuple(other for other in handles if other is not handle)
+
+
 class ModelPatch:
-    """The state of one model; installed while at least one adapter is there."""
+    """The state of one model, and what changes it; installed while at least one adapter is there."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.handles: dict[str, AppliedAdapter] = {}
-        self.active: list[AppliedAdapter] = []
-        self.merged: list[AppliedAdapter] = []
+        self.state = State({}, (), (), ())
         self._frozen: FrozenBase | None = None
-        self._default: Plan = ()
-        self._version = 0  # of everything that a plan depends on
 
     # What runs
 
     def running(self) -> Plan:
         """Return what runs in the calling context. Called by every patched module at every call."""
-        choice = chosen(self)
+        choice, state = chosen(self), self.state
         if choice is None:
-            return self._default
-        if choice.plan is None or choice.plan[0] != self._version:
-            choice.plan = (self._version, make_plan(self.handles, self.merged, choice.weights))
+            return state.default
+        if choice.plan is None or choice.plan[0] is not state:
+            choice.plan = (state, self._plan(choice))
         return choice.plan[1]
 
-    def check(self, weights: Mapping[str, float]) -> None:
-        """Raise unless *weights* can run now."""
-        for name in weights:
-            if name not in self.handles:
-                known = ", ".join(sorted(self.handles)) or "none"
+    def check(self, choice: Choice) -> None:
+        """Raise unless *choice* can run now."""
+        for name in choice.weights:
+            if name not in self.state.handles:
+                known = ", ".join(sorted(self.state.handles)) or "none"
                 raise UsageError(f"no adapter `{name}` on this model", hint=f"its adapters: {known}")
-        make_plan(self.handles, self.merged, weights)
+        self._plan(choice)
+
+    def _plan(self, choice: Choice) -> Plan:
+        handles = self.state.handles
+        if choice.handle is not None:
+            handles = {name: handle for name, handle in handles.items() if handle is choice.handle}
+        return make_plan(handles, self.state.merged, choice.weights)
 
     def set_active(self, handle: AppliedAdapter, *, active: bool) -> None:
         """Put *handle* into the default set, or take it out."""
-        if handle in self.merged and not active:
+        if handle in self.state.merged and not active:
             raise StateError(f"`{handle.name}` is merged, so it cannot be off", hint="`unmerge()` it first")
-        actives = [h for h in self.active if h is not handle] + [handle] * active
-        self._become(self.handles, actives, self.merged)
-
-    def _become(
-        self, handles: Mapping[str, AppliedAdapter], active: list[AppliedAdapter], merged: list[AppliedAdapter]
-    ) -> None:
-        """Take on another state, or raise and keep the present one."""
-        default = self.default_plan(handles, active, merged)
-        self.handles, self.active, self.merged, self._default = dict(handles), active, merged, default
-        self._version += 1
-
-    @staticmethod
-    def default_plan(
-        handles: Mapping[str, AppliedAdapter], active: list[AppliedAdapter], merged: list[AppliedAdapter]
-    ) -> Plan:
-        """Return what runs outside of `use`: the active ones in the order in which they came."""
-        weights = {h.name: 1.0 for h in handles.values() if h in active or h in merged}
-        return make_plan(handles, merged, weights)
+        self.state = self.state.having(handle, active=active)
 
     # Who is there
 
@@ -82,46 +107,47 @@ class ModelPatch:
         """Raise if *handle* could not take its place, or *predecessor* could not leave it."""
         if predecessor is not None:
             self._check_can_leave(predecessor)
-        handles = {n: h for n, h in self.handles.items() if h is not predecessor} | {handle.name: handle}
-        merged = [h for h in self.merged if h is not predecessor]
-        self.default_plan(handles, self.active + [handle] * active, merged)
+        self.state.without(predecessor).having(handle, active=active)
 
     def join(self, handle: AppliedAdapter, *, active: bool) -> None:
         """Take in *handle*, whose modules are patched."""
         self.model.__dict__[PATCH] = self
-        self._become(self.handles | {handle.name: handle}, self.active + [handle] * active, self.merged)
+        self.state = self.state.having(handle, active=active)
 
     def freeze_base(self) -> None:
         """Let the base have no gradients until the last trainable adapter is removed."""
         self._frozen = self._frozen or FrozenBase(self.model)
+        self._frozen.freeze()
 
     def remove(self, handle: AppliedAdapter) -> None:
-        """Take *handle* off the model; the last one leaves no trace."""
+        """Take *handle* off the model; the last one leaves no trace. If this is interrupted, it can be called again."""
         self._check_can_leave(handle)
-        if handle in self.merged:
+        if handle in self.state.merged:
             self.unmerge(handle, force=False)
         self.detach(handle)
 
     def _check_can_leave(self, handle: AppliedAdapter) -> None:
         for path, module in handle.modules.items():
             check_can_be_restored(module, path)
-            if handle in self.merged:
-                check_unchanged(module, path, self.record(module))
+            record = record_of(module)
+            if handle in self.state.merged and record is not None:
+                check_unchanged(module, path, record)
 
     def detach(self, handle: AppliedAdapter) -> None:
-        """Undo whatever was done to attach *handle*, also if that was not finished."""
+        """Undo whatever was done to attach *handle*, also if that was not finished: first it stops running."""
+        if handle in self.state.handles.values():
+            self.state = self.state.having(handle, active=False)
         for module in handle.modules.values():
             record = record_of(module)
             if record is not None and record.patch is self:
                 for name in record.forget(handle.name):
-                    del module._parameters[name]  # noqa: SLF001
+                    module._parameters.pop(name, None)  # noqa: SLF001
                 restore_module(module)
-        others = {name: other for name, other in self.handles.items() if other is not handle}
-        self._become(others, [h for h in self.active if h is not handle], self.merged)
-        if self._frozen is not None and not any(other.trainable for other in others.values()):
+        self.state = self.state.without(handle)
+        if self._frozen is not None and not any(other.trainable for other in self.state.handles.values()):
             self._frozen.thaw()
             self._frozen = None
-        if not others:
+        if not self.state.handles:
             self.model.__dict__.pop(PATCH, None)
 
     def record(self, module: nn.Module) -> Record:
@@ -133,7 +159,7 @@ class ModelPatch:
 
     def warn_of_hidden(self, module: nn.Module) -> None:
         """Warn, once for each adapter, if a `state_dict` leaves out what was trained and not saved."""
-        for handle in self.handles.values():
+        for handle in self.state.handles.values():
             if next(iter(handle.modules.values())) is module and handle.has_unsaved_changes():
                 warnings.warn(
                     f"this `state_dict` is the base model's; the trained adapter `{handle.name}` is not in it: save it "
@@ -147,7 +173,7 @@ class ModelPatch:
 
     def merge(self, handle: AppliedAdapter) -> None:
         """Merge *handle* into the weights."""
-        if handle in self.merged:
+        if handle in self.state.merged:
             raise StateError(f"`{handle.name}` is merged already", hint="`unmerge()` takes it out again")
         choice = chosen(self)
         if choice is not None and choice.weights.get(handle.name) != 1:
@@ -155,31 +181,32 @@ class ModelPatch:
                 f"this context runs without `{handle.name}`, so it cannot be merged", hint="leave the `use` block first"
             )
         check_can_merge(self.model, handle.modules)
-        self._remerge(handle, [*self.merged, handle], force=False)
+        self._set_merged(handle, self.state.merging(*self.state.merged, handle), force=False)
 
     def unmerge(self, handle: AppliedAdapter, *, force: bool) -> None:
         """Take *handle* out of the weights."""
-        if handle not in self.merged:
+        if handle not in self.state.merged:
             raise StateError(f"`{handle.name}` is not merged", hint="`merge()` puts it into the weights")
-        self._remerge(handle, [h for h in self.merged if h is not handle], force=force)
+        self._set_merged(handle, self.state.merging(*_without(self.state.merged, handle)), force=force)
 
-    def _remerge(self, changed: AppliedAdapter, merged: list[AppliedAdapter], *, force: bool) -> None:
-        """Merge exactly *merged* in the modules of *changed*; if that fails half way, nothing is changed."""
-        check_heads(merged)
-        self.default_plan(self.handles, self.active, merged)
+    def _set_merged(self, changed: AppliedAdapter, state: State, *, force: bool) -> None:
+        """Take on *state* in the weights of the modules of *changed*; if that fails half way, nothing is changed."""
+        before = self.state
         records = [(module, path, self.record(module)) for path, module in changed.modules.items()]
         if not force:
             for module, path, record in records:
                 check_unchanged(module, path, record)
         try:
             for module, path, record in records:
-                remerge(module, path, record, self._factors(merged))
+                remerge(module, path, record, _factors(state))
+            self.state = state
         except BaseException:
+            self.state = before
             for module, path, record in records:
-                remerge(module, path, record, self._factors(self.merged))
+                remerge(module, path, record, _factors(before))
             raise
-        self._become(self.handles, self.active, merged)
 
-    def _factors(self, merged: list[AppliedAdapter]) -> dict[str, float]:
-        # In the order in which the adapters came, not in that of the merges: the sum must not depend on history.
-        return {name: h.scale for name, h in self.handles.items() if h in merged}
+
+def _factors(state: State) -> dict[str, float]:
+    # In the order in which the adapters came, not in that of the merges: the sum must not depend on history.
+    return {name: handle.scale for name, handle in state.handles.items() if handle in state.merged}

@@ -53,7 +53,7 @@ def find_patch(model: nn.Module) -> ModelPatch:
 def adapters(model: nn.Module) -> Mapping[str, AppliedAdapter]:
     """Return the adapters on *model*, by name, in the order in which they came."""
     patch = patch_of(model)
-    return MappingProxyType(dict(patch.handles) if patch else {})
+    return MappingProxyType(dict(patch.state.handles) if patch else {})
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +26,33 @@ class Replaces(Protocol):
         """Return what takes the place of the module's state."""
 
 
+class AdaptedPart(NamedTuple):
+    """A part, where its A and B live, and what would be the same at every call."""
+
+    part: Part
+    factors: Factors
+    blocks: tuple[tuple[slice, slice], ...]
+    scaling: float
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one adapter adds to one module."""
 
-    parts: tuple[tuple[Part, Factors], ...]
+    parts: tuple[AdaptedPart, ...]
     dropout: float = 0.0
 
     def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> None:
         """Add to *y* ``[..., out]``, in place, what the adapter computes from the module's input *x* ``[..., in]``."""
         if self.dropout and module.training:
             x = F.dropout(x, self.dropout)
-        for part, factors in self.parts:
+        for _, factors, blocks, scaling in self.parts:
             lora_A, lora_B = factors.placed(module, x)
-            add_delta(y, x, lora_A, lora_B, part.runs(y.shape[-1]), weight * part.scaling)
+            add_delta(y, x, lora_A, lora_B, blocks, weight * scaling)
 
     def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
         """Return A and B of each part as they are stored."""
-        return tuple(PartWeights(part, *factors.stored(module)) for part, factors in self.parts)
+        return tuple(PartWeights(adapted.part, *adapted.factors.stored(module)) for adapted in self.parts)
 
 
 def add_deltas(y: Tensor, x: Tensor, deltas: Sequence[tuple[Delta, float]], module: nn.Module) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lora_hub.adapter_directory import write_adapter
 from lora_hub.documents.adapter_config import AdapterConfig
@@ -16,13 +17,21 @@ from lora_hub.documents.adapter_layout import read_layout
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from lora_hub.documents.module_names import ModulePattern
-from lora_hub.documents.safetensors_header import read_header
+from lora_hub.documents.safetensors_header import TensorInfo, read_header
 from lora_hub.documents.verified_adapter import VerifiedAdapter, describe, most_common
-from lora_hub.errors import CompatibilityError, MalformedError, StateError
-from lora_hub.patch.applied_adapter import AppliedAdapter
-from lora_hub.patch.factors import Part
-from lora_hub.patch.projections import features, linear_modules
-from lora_hub.patch.weights import load_weights, peft_tensors, slices_of, stacked_rank_and_alpha
+from lora_hub.errors import CompatibilityError, MalformedError, StateError, UsageError
+from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
+from lora_hub.patch.factors import Part, PartWeights
+from lora_hub.patch.layer import bare_copy
+from lora_hub.patch.projections import features, linear_modules, modules_by_path
+from lora_hub.patch.weights import (
+    DTYPE_NAMES,
+    AdapterWeights,
+    load_weights,
+    peft_tensors,
+    slices_of,
+    stacked_rank_and_alpha,
+)
 
 
 def save_adapter(adapter: AppliedAdapter, directory: str | os.PathLike[str]) -> Path:
@@ -53,16 +62,40 @@ def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
                 f"`{name}` holds NaN or infinity", hint="the training diverged: go back to a checkpoint"
             )
     parts = weights.parts()
-    config = _config(adapter, parts)
-    widths = {path: features(adapter.modules[path])[1] for path in parts}
+    config = _config(adapter.info, parts, adapter.heads, adapter.patch.model)
     # One metadata key only: safetensors writes several in an order that differs between runs.
-    content = to_safetensors(peft_tensors(weights, widths), metadata={"format": "pt"})
+    content = to_safetensors(peft_tensors(weights, _widths(adapter.modules, parts)), metadata={"format": "pt"})
     files: dict[str, Bytes] = {CONFIG_NAME: config.to_bytes(), WEIGHTS_NAME: content}
     tensors = read_header(content)
     layout = read_layout(config, tensors, slices_of(parts))
     info = adapter.info
     manifest = describe(config, layout, tensors, files, base=info.base, targets=info.targets, license=info.license)
     return {**files, MANIFEST_NAME: manifest.to_bytes()}
+
+
+def check_can_be_saved(
+    model: nn.Module, info: AdapterInfo, modules: Mapping[str, tuple[PartWeights, ...]], heads: Iterable[str]
+) -> None:
+    """Raise `UsageError` if an adapter of these *modules* and *heads* could not be saved after it was trained."""
+    everything = modules_by_path(model)
+    weights = AdapterWeights(modules=modules, heads={path: bare_copy(everything[path]).state_dict() for path in heads})
+    parts = weights.parts()
+    config = _config(info, parts, weights.heads, model)
+    tensors = {}
+    for key, tensor in peft_tensors(weights, _widths(everything, parts)).items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise UsageError(f"{key!a} is {tensor.dtype}, which no adapter can hold", hint="leave that head out")
+        tensors[key] = TensorInfo(dtype=DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape), start=0, stop=0)
+    try:
+        read_layout(config, tensors, slices_of(parts))
+    except MalformedError as error:
+        raise UsageError(
+            f"an adapter of these targets could not be saved: {error.message}", hint="name other targets or heads"
+        ) from error
+
+
+def _widths(modules: Mapping[str, nn.Module], parts: Iterable[str]) -> dict[str, int]:
+    return {path: features(modules[path])[1] for path in parts}
 
 
 def load_into(adapter: AppliedAdapter, saved: VerifiedAdapter) -> None:
@@ -88,24 +121,26 @@ def load_into(adapter: AppliedAdapter, saved: VerifiedAdapter) -> None:
     adapter.mark_saved()
 
 
-def _config(adapter: AppliedAdapter, parts: Mapping[str, tuple[Part, ...]]) -> AdapterConfig:
+def _config(
+    info: AdapterInfo, parts: Mapping[str, tuple[Part, ...]], heads: Iterable[str], model: nn.Module
+) -> AdapterConfig:
     """Return PEFT's config: the most common r and alpha, and a pattern for each module that differs."""
     ranks = {path: stacked_rank_and_alpha(pieces) for path, pieces in sorted(parts.items())}
     r, alpha = most_common(r for r, _ in ranks.values()), most_common(alpha for _, alpha in ranks.values())
     config = AdapterConfig(
         r=r,
         lora_alpha=alpha,
-        use_rslora=adapter.info.use_rslora,
-        lora_dropout=adapter.info.lora_dropout,
+        use_rslora=info.use_rslora,
+        lora_dropout=info.lora_dropout,
         rank_pattern=tuple((ModulePattern.exactly(path), own) for path, (own, _) in ranks.items() if own != r),
         alpha_pattern=tuple((ModulePattern.exactly(path), own) for path, (_, own) in ranks.items() if own != alpha),
         target_modules=tuple(ranks),
-        modules_to_save=tuple(sorted(adapter.heads)),
-        task_type=adapter.info.task_type,
-        base_model_name_or_path=adapter.info.base.repo,
-        revision=adapter.info.base.revision,
+        modules_to_save=tuple(sorted(heads)),
+        task_type=info.task_type,
+        base_model_name_or_path=info.base.repo,
+        revision=info.base.revision,
     )
     # PEFT takes an entry of the list for the end of a path; a string must match the whole path.
-    if config.targets(linear_modules(adapter.patch.model)) != frozenset(parts):
+    if config.targets(linear_modules(model)) != frozenset(parts):
         config = replace(config, target_modules="|".join(re.escape(path) for path in ranks))
     return config

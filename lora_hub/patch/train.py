@@ -18,6 +18,7 @@ from lora_hub.patch.attach import Options, attach
 from lora_hub.patch.factors import Part, PartWeights, init_factors
 from lora_hub.patch.on_model import unwrap
 from lora_hub.patch.projections import Target, features, locate, model_type, modules_by_path
+from lora_hub.patch.save import check_can_be_saved
 
 
 def add_adapter(
@@ -61,36 +62,43 @@ def add_adapter(
     model = unwrap(model)
     targets = _as_names(targets, "targets")
     heads = _find_heads(model, _as_names(modules_to_save, "modules_to_save"))
-    alpha, dropout = _number(lora_alpha, "lora_alpha"), _number(lora_dropout, "lora_dropout")
-    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= MAX_RANK:
-        raise UsageError(f"r is {r!r}, expected an integer from 1 to {MAX_RANK}", hint="8 is a good start")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"lora_dropout is {dropout}, expected a probability below 1", hint="0.05 is common")
+    _check_rank(r)
     info = AdapterInfo(
         targets=tuple(sorted(targets)),
         use_rslora=use_rslora,
-        lora_dropout=dropout,
+        lora_dropout=_probability(lora_dropout),
         task_type=task_type,
         base=_base_of(model, base_model),
     )
+    alpha = _number(lora_alpha, "lora_alpha")
     everything = modules_by_path(model)
     modules = {
         path: tuple(_new_part(everything[path], target, r, alpha, use_rslora=use_rslora) for target in parts)
-        for path, parts in locate(model, targets).items()
-        if not any(path == head or path.startswith(f"{head}.") for head in heads)
+        for path, parts in _outside(heads, locate(model, targets)).items()
     }
-    if not modules:
-        raise UsageError("all targets are inside of `modules_to_save`", hint="name other targets")
+    check_can_be_saved(model, info, modules, heads)
     return attach(model, info, modules, dict.fromkeys(heads), Options(name=name, trainable=True, replace=replace))
 
 
+def _outside(heads: list[str], located: dict[str, tuple[Target, ...]]) -> dict[str, tuple[Target, ...]]:
+    """Return what lies outside of the *heads*: LoRA on what is replaced would be dead."""
+    outside = {
+        path: parts
+        for path, parts in located.items()
+        if not any(path == head or path.startswith(f"{head}.") for head in heads)
+    }
+    if not outside:
+        raise UsageError("all targets are inside of `modules_to_save`", hint="name other targets")
+    return outside
+
+
+@torch.inference_mode(False)
 def _new_part(module: nn.Module, target: Target, r: int, alpha: float, *, use_rslora: bool) -> PartWeights:
     name, rows = target
     part = Part(r=r, alpha=alpha, use_rslora=use_rslora, name=name, rows=rows)
     in_features, out_features = features(module)
-    width = sum(stop - start for start, stop in part.runs(out_features))
-    is_double = getattr(module.weight, "dtype", None) is torch.float64
-    lora_A, lora_B = init_factors(r, in_features, width, dtype=torch.float64 if is_double else torch.float32)
+    dtype = torch.float64 if getattr(module.weight, "dtype", None) is torch.float64 else torch.float32
+    lora_A, lora_B = init_factors(r, in_features, part.width(out_features), dtype=dtype)
     return PartWeights(part, lora_A, lora_B)
 
 
@@ -125,6 +133,18 @@ def _as_names(names: Iterable[str], what: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise UsageError(f"{what} is the string {names!r}, expected several names", hint=f'write ("{names}",)')
     return tuple(dict.fromkeys(names))
+
+
+def _check_rank(r: object) -> None:
+    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= MAX_RANK:
+        raise UsageError(f"r is {r!r}, expected an integer from 1 to {MAX_RANK}", hint="8 is a good start")
+
+
+def _probability(value: object) -> float:
+    probability = _number(value, "lora_dropout")
+    if not 0 <= probability < 1:
+        raise UsageError(f"lora_dropout is {probability}, expected a probability below 1", hint="0.05 is common")
+    return probability
 
 
 def _number(value: object, what: str) -> float:

@@ -23,19 +23,20 @@ def use(model: nn.Module, choice: str | AppliedAdapter | Mapping[str, float] | N
             factor of a delta is weight x scale x scaling; a head is replaced whole, unless its factor is 0.
 
     The choice holds in the calling thread or asyncio task, and for the backward of what was computed under it, also
-    with gradient checkpointing. Other saved-tensor hooks (``save_on_cpu``) must be entered outside of the block: inside
-    they hide it from a recomputation. A generator that is suspended inside of the block leaves its caller in it.
+    with gradient checkpointing. Enter other saved-tensor hooks (``save_on_cpu``) and transforms of ``torch.func``
+    outside of the block: inside, the ones hide it from a recomputation, the others forbid hooks. A generator that is
+    suspended inside of the block leaves its caller in it.
 
     Raises:
         UsageError: An unknown name, a handle of another model, or a weight that is no finite number.
         StateError: A merged adapter would have to be off, or two chosen adapters change a module that one replaces.
     """
     patch = find_patch(model)
-    if isinstance(choice, AppliedAdapter) and patch.handles.get(choice.name) is not choice:
+    if isinstance(choice, AppliedAdapter) and patch.state.handles.get(choice.name) is not choice:
         raise UsageError(
             f"{choice!r} is not on this model", hint="pass a handle or a name of `lora_hub.adapters(model)`"
         )
-    return Use(patch, Choice(_weights(choice)))
+    return Use(patch, Choice(_weights(choice), choice if isinstance(choice, AppliedAdapter) else None))
 
 
 def _weights(choice: str | AppliedAdapter | Mapping[str, float] | None) -> dict[str, float]:

@@ -20,6 +20,7 @@ from lora_hub.errors import MalformedError
 from lora_hub.patch.factors import Part, PartWeights
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # in a safetensors header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +87,10 @@ def _cut(module: LoraModule, adapter: VerifiedAdapter) -> Iterator[PartWeights]:
         columns = slice(start, start + piece.r)
         start += piece.r
         part = Part(r=piece.r, alpha=piece.alpha, use_rslora=use_rslora, name=piece.part, rows=piece.rows)
-        yield PartWeights(part, lora_A[columns], torch.cat([lora_B[a:b, columns] for a, b in piece.rows]))
-        for a, b in piece.rows:
-            left_out[a:b, columns] = 0
+        blocks = part.blocks(module.out_features)
+        yield PartWeights(part, lora_A[columns], torch.cat([lora_B[outputs, columns] for outputs, _ in blocks]))
+        for outputs, _ in blocks:
+            left_out[outputs, columns] = 0
     if left_out.any():
         raise MalformedError(
             f"B of `{module.path}` is not zero outside of the slices that the manifest names",
@@ -112,10 +114,8 @@ def _stack(parts: tuple[PartWeights, ...], out_features: int) -> tuple[Tensor, T
     stacked_B = stacked_A.new_zeros(out_features, len(stacked_A))
     column = 0
     for part, _, lora_B in parts:
-        row = 0
-        for a, b in part.runs(out_features):
-            stacked_B[a:b, column : column + part.r] = lora_B[row : row + b - a]
-            row += b - a
+        for outputs, rows in part.blocks(out_features):
+            stacked_B[outputs, column : column + part.r] = lora_B[rows]
         column += part.r
     return stacked_A, stacked_B
 

@@ -617,3 +617,133 @@ def test_gpt2_variants(choice, tmp_path):
     else:
         model = models.gpt2(tie_word_embeddings=False)
         lora_hub.add_adapter(model, "task", targets=("lm_head",)).merge()
+
+
+class Interrupted(BaseException):
+    """Like Ctrl-C, which a test runner would take for its own."""
+
+
+def interrupt(monkeypatch, where, name, call):
+    """Let the *call*-th call of *name* raise, once."""
+    real, calls = getattr(where, name), []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise Interrupted
+        return real(*args)
+
+    monkeypatch.setattr(where, name, stop)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_interrupted_replace_brings_the_old_one_back(model, saved, monkeypatch, merged):
+    """If the successor is interrupted half-way, the predecessor is back: same handle, same outputs, still merged."""
+    from lora_hub.patch import attach
+
+    old = lora_hub.apply_adapter(model, saved, name="task")
+    if merged:
+        old.merge()
+    outputs, weights = logits(model), state(model)
+    interrupt(monkeypatch, attach, "patch_module", 2)
+
+    with pytest.raises(Interrupted):
+        lora_hub.apply_adapter(model, saved, name="task", scale=2.0, replace=True)
+    assert dict(lora_hub.adapters(model)) == {"task": old}
+    assert old.merged == merged
+    assert torch.equal(logits(model), outputs)
+    assert same_bits(state(model), weights)
+
+
+def test_interrupted_remove_can_be_repeated(model, adapter, monkeypatch):
+    """A removal that was interrupted does not run half an adapter, and can be finished."""
+    from lora_hub.patch import model_patch
+
+    adapter.active = False
+    base = logits(model)
+    adapter.active = True
+    interrupt(monkeypatch, model_patch, "restore_module", 2)
+    with pytest.raises(Interrupted):
+        adapter.remove()
+    between = logits(model)
+    adapter.remove()
+
+    assert torch.equal(between, base)
+    assert not any("Lora" in type(module).__name__ for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_failed_registration_leaves_no_trace(model):
+    """If a parameter cannot be registered, the cause is what is raised, and the model is as it was."""
+    before, modules = anatomy(model), dict(model.named_modules())
+    layer = next(module for path, module in modules.items() if path.endswith(("value", "c_attn", "v_proj")))
+    name = "lora_A__task%v" if hasattr(layer, "nf") else "lora_A__task"
+    setattr(layer, name, None)
+
+    with pytest.raises(KeyError, match="already exists"):
+        lora_hub.add_adapter(model, "task")
+    delattr(layer, name)
+    assert anatomy(model) == before
+
+
+def test_layers_that_a_fast_path_bypasses_are_refused():
+    """`nn.TransformerEncoderLayer` reads the weights of its linear layers in evaluation: adapters there would be off."""
+    model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+
+    with pytest.raises(CompatibilityError, match="never calls it"):
+        lora_hub.add_adapter(model, "task", targets=("linear1",))
+
+
+def test_foreign_forward_under_a_hook_of_accelerate_is_refused(model, saved):
+    """What hides behind accelerate's hook must be the class's own `forward` as well."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    layer = next(m for p, m in model.named_modules() if p.endswith(("query", "c_attn", "q_proj")))
+    layer.forward = lambda x: x
+    add_hook_to_module(layer, ModelHook())
+
+    with pytest.raises(CompatibilityError, match="never run"):
+        lora_hub.apply_adapter(model, saved)
+
+
+def test_parent_of_a_patched_part_is_refused_whatever_is_targeted():
+    """Two patches of overlapping models would freeze and thaw each other's base."""
+    model = models.bert()
+    lora_hub.add_adapter(model.bert, "task")
+
+    with pytest.raises(StateError, match="of a part of it"):
+        lora_hub.add_adapter(model, "other", targets=("classifier",))
+
+
+@pytest.mark.parametrize("field", ["scale", "name", "modules", "trainable"])
+def test_handle_is_fixed(model, adapter, field):
+    """What a merge or a plan was computed from cannot be changed behind its back."""
+    with pytest.raises(AttributeError, match="replace=True"):
+        setattr(adapter, field, 2.0)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_attaching_under_inference_mode(family, saved, trainable):
+    """What is attached under `inference_mode` can be trained, or trained through, afterwards."""
+    model = family.build()
+    with torch.inference_mode():
+        lora_hub.apply_adapter(model, saved, trainable=trainable)
+    model(input_ids=models.tokens()).logits.sum().backward()
+
+    assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad and "pooler" not in n)
+
+
+def test_layer_that_returns_its_input_is_not_changed_in_place():
+    """The output of a layer that is not known to make a new tensor is copied before the delta is added."""
+
+    class Gate(torch.nn.Linear):
+        def forward(self, x):
+            return x
+
+    model, x = torch.nn.Sequential(Gate(4, 4)), torch.ones(2, 4)
+    lora_hub.add_adapter(model, "task", targets=("0",))
+    models.randomise(models.adapter_parameters(model))
+    with torch.no_grad():
+        model(x)
+
+    assert torch.equal(x, torch.ones(2, 4))

@@ -62,11 +62,10 @@ def exact_sum(module, *adapters):
     weight = module.weight.detach().double()
     delta = torch.zeros_like(weight if is_linear else weight.T)  # [out, in]
     for adapter in adapters:
-        slot = adapter.patch.record(module).deltas.get(adapter.name)
-        for part, factors in slot.parts if slot else ():
-            A, B = (tensor.detach().double() for tensor in factors.stored(module))
-            rows = torch.cat([torch.arange(a, b) for a, b in part.runs(len(delta))])
-            delta[rows] += adapter.scale * part.scaling * (B @ A)
+        path = next((path for path, other in adapter.modules.items() if other is module), None)
+        for part, A, B in adapter.weights().modules.get(path, ()):
+            rows = torch.cat([torch.arange(a, b) for a, b in part.rows or ((0, len(delta)),)])
+            delta[rows] += adapter.scale * part.scaling * (B.detach().double() @ A.detach().double())
     return weight + (delta if is_linear else delta.T)
 
 
@@ -416,3 +415,24 @@ def test_module_that_left_the_model_is_noticed(model, saved):
     handle.remove()
 
     assert torch.equal(module.weight, before)
+
+
+def test_interruption_at_the_very_end_of_a_merge(three, monkeypatch):
+    """If the last step of a merge fails, the weights are taken back: the delta is never applied twice."""
+    from lora_hub.patch import model_patch
+
+    class Stuck(model_patch.ModelPatch):
+        def __setattr__(self, name, value):
+            if name == "state" and value.merged:
+                raise Interrupted
+            super().__setattr__(name, value)
+
+    before, outputs = state(three), logits(three)
+    handle = lora_hub.adapters(three)["b"]
+    handle.patch.__class__ = Stuck
+    with pytest.raises(Interrupted):
+        handle.merge()
+    handle.patch.__class__ = model_patch.ModelPatch
+
+    assert same_bits(state(three), before)
+    assert torch.equal(logits(three), outputs)

@@ -499,3 +499,22 @@ def test_bad_numbers_are_refused(model, options):
     assert dict(lora_hub.adapters(model)) == {}
     assert same_bits(state(model), before)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("child", "options"),
+    [
+        (torch.nn.BatchNorm1d(4), {"modules_to_save": ("child",)}),
+        (torch.nn.Dropout(), {"modules_to_save": ("child",)}),
+        (torch.nn.ModuleDict({"en:de": torch.nn.Linear(4, 4)}), {"targets": ("en:de",)}),
+        (torch.nn.ModuleDict({"base_layer": torch.nn.Linear(4, 4)}), {"targets": ("base_layer",)}),
+    ],
+    ids=["integers in a head", "a head without tensors", "a path of other characters", "a name of PEFT's own"],
+)
+def test_what_could_not_be_saved_is_not_trained(child, options):
+    """What `save_adapter` would refuse after the training is refused before it, and the model is as it was."""
+    model = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "child": child})
+
+    with pytest.raises(UsageError):
+        lora_hub.add_adapter(model, "task", **{"targets": ("proj",)} | options)
+    assert dict(lora_hub.adapters(model)) == {}

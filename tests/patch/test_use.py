@@ -202,6 +202,15 @@ def test_what_is_no_choice_is_refused(model, outputs, choice):
         lora_hub.use(model, choice)
 
 
+def test_handle_stands_for_itself_only(model, saved, outputs):
+    """A choice by handle does not pass to the adapter that takes the handle's name later."""
+    choice = lora_hub.use(model, lora_hub.adapters(model)["task"])
+    lora_hub.apply_adapter(model, saved, name="task", replace=True)
+
+    with pytest.raises(StateError, match="removed"), choice:
+        pass
+
+
 def test_one_use_in_two_threads_at_once(model, outputs):
     """One `use` object may be entered by several threads at the same time."""
     task, barrier, found = lora_hub.use(model, "task"), threading.Barrier(2), []
@@ -399,6 +408,19 @@ def test_choices_keep_no_model_alive():
     with lora_hub.use(model, "task"):
         y = torch.tanh(checkpoint(model, torch.randn(2, 6), use_reentrant=False))
     y.sum().backward()
+    watch = [weakref.ref(model), weakref.ref(y)]
+    del model, y
+    gc.collect()
+
+    assert [ref() for ref in watch] == [None, None]
+
+
+def test_forwards_without_a_backward_keep_nothing_alive():
+    """Inside of a block, a graph that no backward ever runs through is freed with its last reference."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Softmax(dim=-1))
+    lora_hub.add_adapter(model, "task", targets=("0",))
+    with lora_hub.use(model, "task"):
+        y = model(torch.randn(2, 6))
     watch = [weakref.ref(model), weakref.ref(y)]
     del model, y
     gc.collect()
