@@ -687,7 +687,7 @@ def test_failed_registration_leaves_no_trace(model):
 
 
 def test_layers_that_a_fast_path_bypasses_are_refused():
-    """`nn.TransformerEncoderLayer` reads the weights of its linear layers in evaluation: adapters there would be off."""
+    """`nn.TransformerEncoderLayer` reads the weights of its linear layers in evaluation: an adapter would be off."""
     model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
 
     with pytest.raises(CompatibilityError, match="never calls it"):
