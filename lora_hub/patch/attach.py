@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
-from lora_hub.patch.factors import Factors, FrozenFactors, PartWeights, TrainableFactors
+from lora_hub.patch.factors import PartWeights
 from lora_hub.patch.fit import check_fits
-from lora_hub.patch.heads import Head
 from lora_hub.patch.layer import check_belongs, check_forward_is_reachable, patch_module
 from lora_hub.patch.model_patch import PATCH, ModelPatch
 from lora_hub.patch.on_model import unwrap
-from lora_hub.patch.projections import features, modules_by_path
-from lora_hub.patch.record import AdaptedPart, Delta, Replaces
+from lora_hub.patch.pieces import Piece, adapting, pieces_of, replacing
+from lora_hub.patch.projections import modules_by_path
 from lora_hub.patch.weights import load_weights
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -45,16 +44,6 @@ class Options:
             )
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
             raise UsageError(f"scale is {self.scale!r}, expected a finite number", hint="the default is 1.0")
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What is to be put on one module."""
-
-    module: nn.Module
-    delta: Delta | None
-    replacement: Replaces | None
-    parameters: Mapping[str, nn.Parameter]
 
 
 @torch.inference_mode(False)
@@ -99,8 +88,8 @@ def attach(
     )
     _check_modules(handle, everything)
     patch.check_can_join(handle, predecessor, active=options.active)
-    pieces = [_delta_piece(everything[path], parts, info, options) for path, parts in modules.items()]
-    pieces += [_head_piece(everything[path], path, values, options) for path, values in heads.items()]
+    pieces = [adapting(handle, path, parts) for path, parts in modules.items()]
+    pieces += [replacing(handle, path, values) for path, values in heads.items()]
     _exchange(patch, predecessor, handle, pieces, active=options.active)
     if handle.trainable:
         handle.mark_saved()
@@ -133,12 +122,12 @@ def _check_modules(handle: AppliedAdapter, everything: Mapping[str, nn.Module]) 
 
 
 def _exchange(
-    patch: ModelPatch, old: AppliedAdapter | None, new: AppliedAdapter, pieces: list[_Piece], *, active: bool
+    patch: ModelPatch, old: AppliedAdapter | None, new: AppliedAdapter, pieces: list[Piece], *, active: bool
 ) -> None:
     """Take *old* off and put *new* in its place; if that fails, *old* is back as it was."""
     if old is None:
         return _put_in_place(patch, new, pieces, active=active)
-    was_active, was_merged, old_pieces = old.active, old.merged, _pieces_of(old)
+    was_active, was_merged, old_pieces = old.active, old.merged, pieces_of(old)
     try:
         patch.remove(old)
         return _put_in_place(patch, new, pieces, active=active)
@@ -150,20 +139,7 @@ def _exchange(
         raise
 
 
-def _pieces_of(handle: AppliedAdapter) -> list[_Piece]:
-    records = [(module, handle.patch.record(module)) for module in handle.modules.values()]
-    return [
-        _Piece(
-            module,
-            record.deltas.get(handle.name),
-            record.replacements.get(handle.name),
-            {name: getattr(module, name) for name in record.parameter_names.get(handle.name, ())},
-        )
-        for module, record in records
-    ]
-
-
-def _put_in_place(patch: ModelPatch, handle: AppliedAdapter, pieces: list[_Piece], *, active: bool) -> None:
+def _put_in_place(patch: ModelPatch, handle: AppliedAdapter, pieces: list[Piece], *, active: bool) -> None:
     """Put *pieces* on their modules and *handle* on the model, or nothing."""
     try:
         if handle.trainable:
@@ -181,38 +157,3 @@ def _put_in_place(patch: ModelPatch, handle: AppliedAdapter, pieces: list[_Piece
     except BaseException:
         patch.detach(handle)
         raise
-
-
-def _delta_piece(module: nn.Module, parts: tuple[PartWeights, ...], info: AdapterInfo, options: Options) -> _Piece:
-    """Return what adds to *module*: plain tensors, or parameters on the device of its weight."""
-    parameters: dict[str, nn.Parameter] = {}
-    adapted = []
-    for part, lora_A, lora_B in parts:
-        factors: Factors = FrozenFactors(lora_A, lora_B)
-        if options.trainable:
-            # `%` is in no adapter's name, so no two names of parameters are alike; torch forbids dots in them.
-            ending = "%".join(filter(None, [_escaped(options.name), part.name]))
-            factors = TrainableFactors(f"lora_A__{ending}", f"lora_B__{ending}")
-            parameters[factors.name_A] = _as_parameter(lora_A, module)
-            parameters[factors.name_B] = _as_parameter(lora_B, module)
-        adapted.append(AdaptedPart(part, factors, part.blocks(features(module)[1]), part.scaling))
-    delta = Delta(tuple(adapted), dropout=info.lora_dropout if options.trainable else 0.0)
-    return _Piece(module, delta, None, parameters)
-
-
-def _as_parameter(tensor: Tensor, module: nn.Module) -> nn.Parameter:
-    """Return a parameter of our own (*tensor* may be a view of a file's bytes), in float32 at least."""
-    device = next(module.parameters()).device
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return nn.Parameter(tensor.to(device, dtype, copy=True))
-
-
-def _head_piece(module: nn.Module, path: str, values: Mapping[str, Tensor] | None, options: Options) -> _Piece:
-    """Return what is run in place of *module*."""
-    head = Head(module, values, path)
-    parameters = head.trainable_parameters(f"head__{_escaped(options.name)}") if options.trainable else {}
-    return _Piece(module, None, head, parameters)
-
-
-def _escaped(name: str) -> str:
-    return name.replace(".", "%2E")
