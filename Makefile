@@ -6,11 +6,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all lint bench clean
 
-demo: $(VENV)/demo
-	$(BIN)/lora-hub demo
-
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+demo: $(VENV)/demo
+	$(BIN)/lora-hub demo
 
 # The full counts that the issues name; run before an issue is closed.
 test-all: $(VENV)/test

@@ -73,7 +73,7 @@ def __getattr__(name: str) -> object:
         return import_module("lora_hub.errors")
     if name not in _HOMES:
         raise AttributeError(f"module `lora_hub` has no attribute `{name}`")
-    from lora_hub.errors import needs_torch
+    from lora_hub.extras import needs_torch
 
     with needs_torch(f"`lora_hub.{name}`"):
         value = getattr(import_module(_HOMES[name]), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,26 +21,31 @@ from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
 from lora_hub.errors import NotFoundError
 from lora_hub.files import machine_errors, read_file, write_files
 
-_LIMITS = {MANIFEST_NAME: MAX_MANIFEST, CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
+_LIMITS = {CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
 
 
 def read_files(directory: Path) -> dict[str, Bytes]:
     """Return the files of the adapter in *directory*, each read once; the manifest may be missing.
 
+    Where there is a manifest, it says how large the others are: no memory is taken for what cannot match.
+
     Raises:
         NotFoundError: There is no such directory, or a payload file is missing in it.
+        IntegrityError: A file has another size than the manifest says.
     """
-    if not directory.is_dir():
-        raise NotFoundError(
-            f"there is no directory `{directory}`", hint="check the path; a reference has no leading `.`"
-        )
+    with machine_errors():
+        if not directory.is_dir():
+            raise NotFoundError(f"there is no directory `{directory}`", hint="check the path")
     files: dict[str, Bytes] = {}
-    for name in (MANIFEST_NAME, *PAYLOAD_NAMES):
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(NotFoundError):
+        files[MANIFEST_NAME], manifest = read_manifest(directory)
+        sizes = {entry.name: entry.size for entry in manifest.files}
+    for name, limit in _LIMITS.items():
         try:
-            files[name] = read_file(directory / name, limit=_LIMITS[name])
+            files[name] = read_file(directory / name, limit=limit, size=sizes.get(name))
         except NotFoundError as error:
-            if name != MANIFEST_NAME:
-                raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
+            raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
     return files
 
 

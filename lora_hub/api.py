@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import needs_torch
+from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import transfer
-from lora_hub.registry.registry import Registry, open_registry
-from lora_hub.registry.store import default_store
+from lora_hub.registry.locate import open_registry
+from lora_hub.registry.registry import Registry
+from lora_hub.registry.store import Store, default_store
 from lora_hub.registry.transfer import Pulled, Pushed
+from lora_hub.version import Version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,8 +60,20 @@ def pull(reference: str | AdapterRef, *, registry: RegistryLike = None) -> Pulle
 
 def load(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike = None) -> VerifiedAdapter:
     """Return the proven adapter that *source*, a directory or a reference, names."""
-    named = references.parse(source if isinstance(source, str | AdapterRef) else Path(source))
+    named = references.parse(source)
     return read_adapter(named) if isinstance(named, Path) else pull(named, registry=registry).adapter
+
+
+def list_adapters(prefix: str = "", *, registry: RegistryLike = None) -> dict[str, list[Version]]:
+    """Return the versions, newest first, of every adapter of the registry whose ``org/task`` begins with *prefix*."""
+    opened = _as_registry(registry)
+    names = [name for name in opened.names() if name.startswith(prefix)]
+    return {name: opened.versions(AdapterRef.parse(name))[::-1] for name in names}
+
+
+def store() -> Store:
+    """Return the local store: under ``LORA_HUB_HOME``, or in the user's cache directory."""
+    return default_store()
 
 
 def apply_adapter(
@@ -108,11 +122,10 @@ def apply_adapter(
     return apply(model, adapter, options)
 
 
-def _default_name(source: object, adapter: VerifiedAdapter) -> str:
-    if isinstance(source, str | os.PathLike) and references.is_path(
-        source if isinstance(source, str) else Path(source)
-    ):
-        return Path(source).resolve().name
+def _default_name(source: str | os.PathLike[str] | AdapterRef | VerifiedAdapter, adapter: VerifiedAdapter) -> str:
+    named = None if isinstance(source, VerifiedAdapter) else references.parse(source)
+    if isinstance(named, Path):
+        return named.resolve().name
     published = adapter.manifest.reference
     return published.task if published is not None else "adapter"
 

@@ -40,6 +40,12 @@ class Projection:
     layout: Layout = side_by_side
     fan_in_fan_out: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, str) or not self.module:
+            raise TypeError(f"module of a projection is {self.module!r}, expected the end of a path")
+        if not isinstance(self.parts, tuple) or not self.parts or not set(self.parts) <= set(PARTS):
+            raise TypeError(f"parts of the projection `{self.module}` are {self.parts!r}, expected a tuple of {PARTS}")
+
     def holds(self, path: str) -> bool:
         """Whether the module at *path* is of this kind."""
         return path == self.module or path.endswith(f".{self.module}")
@@ -65,10 +71,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         # `("mine")` and `(projection)` lack a comma: the first would claim the model types m, i, n and e.
-        for field in ("model_types", "projections"):
-            if not isinstance(getattr(self, field), tuple):
+        for field, kind in (("model_types", str), ("projections", Projection)):
+            values = getattr(self, field)
+            if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
                 raise TypeError(
-                    f"{field} of the architecture `{self.name}` is {getattr(self, field)!r}, expected a tuple"
+                    f"{field} of the architecture `{self.name}` is {values!r}, expected a tuple of {kind.__name__}"
                 )
 
     def projection(self, path: str) -> Projection | None:

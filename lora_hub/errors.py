@@ -25,9 +25,6 @@ The number is the exit code of the command line. `hint` says what to do next, mo
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 _READ_AGAIN = "the file is damaged, or neither lora-hub nor PEFT wrote it: save or download it again"
@@ -137,30 +134,3 @@ class MachineError(LoraHubError):
 
 class UnsavedAdapterWarning(UserWarning):
     """A trained adapter is about to be left out of what is being saved."""
-
-
-@contextmanager
-def needs_torch(what: str) -> Iterator[None]:
-    """Turn the absence of a package of the extra `torch` into an error that names *what* needs it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in {"torch", "transformers", "safetensors"}:
-            raise
-        raise MissingExtraError(
-            f"{what} needs the package `{package}`", hint="pip install 'lora-hub[torch]'"
-        ) from error
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def machine_error(error: OSError) -> MachineError:
-    """Return *error* of the operating system in our own words."""
-    where = f" at `{error.filename}`" if error.filename else ""
-    if error.errno in _FULL:
-        return MachineError(
-            f"no space left{where} ({error.strerror}); nothing was changed", hint="free some space and run it again"
-        )
-    return MachineError(f"{error.strerror or error}{where}", hint="check the path and its permissions")

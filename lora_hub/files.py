@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.errors import MachineError, MalformedError, NotFoundError, machine_error
+from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def machine_error(error: OSError) -> MachineError:
+    """Return *error* of the operating system in our own words."""
+    where = f" at `{error.filename}`" if error.filename else ""
+    if error.errno in _FULL:
+        return MachineError(f"no space left{where} ({error.strerror})", hint="free some space and run it again")
+    return MachineError(f"{error.strerror or error}{where}", hint="check the path and its permissions")
 
 
 @contextlib.contextmanager
@@ -24,24 +35,41 @@ def machine_errors() -> Iterator[None]:
         raise machine_error(error) from error
 
 
-def read_file(path: Path, *, limit: int) -> bytearray:
+def read_file(path: Path, *, limit: int, size: int | None = None) -> bytearray:
     """Return the bytes of the regular file at *path*, read exactly once.
+
+    Args:
+        path: The file.
+        limit: Bytes; a larger file is refused before memory is taken for it.
+        size: Bytes that it must have, if that is known.
 
     Raises:
         NotFoundError: There is no such file.
         MalformedError: Not a regular file (a FIFO would block, a device would never end), or more than *limit* bytes.
-        MachineError: The file cannot be read.
+        IntegrityError: Another size than *size*.
+        MachineError: The file cannot be read, or is larger than the memory.
     """
     try:
         with machine_errors(), open(path, "rb", opener=_open_without_blocking) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
+            if size is not None and status.st_size != size:
+                raise IntegrityError(
+                    f"`{path}` has {status.st_size} bytes, the manifest says {size}",
+                    hint="the file was changed or damaged: get it again, or save it again",
+                )
             if status.st_size > limit:
-                raise MalformedError(f"`{path}` has {status.st_size} bytes, at most {limit} are read")
+                raise MalformedError(
+                    f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="it is no file of an adapter"
+                )
             content = bytearray(status.st_size)
-            size = file.readinto(content)
-            return content[:size] if size < len(content) else content
+            read = file.readinto(content)
+            return content[:read] if read < len(content) else content
+    except MemoryError as error:
+        raise MachineError(
+            f"`{path}` is larger than the memory", hint="check the file, or use a larger machine"
+        ) from error
     except MachineError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
@@ -138,11 +166,20 @@ def sync_directory(path: Path) -> None:
 
 def remove_leftovers(staging: Path, *, older_than: float) -> int:
     """Remove what killed processes left under *staging* over *older_than* seconds ago; return how many there were."""
+    children = list(staging.iterdir()) if staging.is_dir() else []
+    return remove_old(children, older_than=older_than)
+
+
+def remove_old(paths: Iterable[Path], *, older_than: float) -> int:
+    """Remove those of *paths* that were last changed over *older_than* seconds ago; return how many there were."""
     now = time.time()
-    leftovers = [child for child in staging.iterdir() if _age(child, now) > older_than] if staging.is_dir() else []
-    for leftover in leftovers:
-        shutil.rmtree(leftover, ignore_errors=True)
-    return len(leftovers)
+    old = [path for path in paths if _age(path, now) > older_than]
+    for path in old:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(old)
 
 
 def _age(path: Path, now: float) -> float:

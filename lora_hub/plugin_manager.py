@@ -93,7 +93,8 @@ def _load(entry: EntryPoint) -> Plugin:
     try:
         architectures, error = tuple(_architectures(entry)), None
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - a plugin may raise anything
-        architectures, error = (), f"{type(problem).__name__}: {problem}"
+        text = f"{type(problem).__name__}: {problem}"
+        architectures, error = (), "".join(c if c.isprintable() else " " for c in text)
     return Plugin(
         name=entry.name, module=entry.value, distribution=distribution, architectures=architectures, error=error
     )
@@ -106,7 +107,10 @@ def _architectures(entry: EntryPoint) -> Iterable[Architecture]:
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
     # Not `manager.hook`: pluggy drops a None, and a plugin that forgot its `return` would vanish without a word.
-    for implementation in manager.hook.lora_hub_architectures.get_hookimpls():
+    implementations = manager.hook.lora_hub_architectures.get_hookimpls()
+    if not implementations:
+        raise TypeError("it implements no hook of lora-hub: is `@hookimpl` missing?")
+    for implementation in implementations:
         returned = implementation.function()
         if not isinstance(returned, Iterable):
             raise TypeError(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from lora_hub.errors import InvalidReferenceError
+from lora_hub.errors import InvalidReferenceError, UsageError
 from lora_hub.version import Version, VersionRange
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,94}[A-Za-z0-9_-]|[A-Za-z0-9]"
 _REFERENCE = re.compile(rf"(?P<org>{_NAME})/(?P<task>{_NAME})(?:@(?P<at>.+))?", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
-_HINT = "write `org/task`, `org/task@1.2.0`, `org/task@^1.2` or `org/task@sha256:…`; a directory starts with `.` or `/`"
+_HINT = "write `org/task`, `org/task@1.2.0`, `org/task@^1.2` or `org/task@sha256:…`"
 
 Selector = Version | VersionRange | str | None
 
@@ -59,6 +60,32 @@ class AdapterRef:
         """The exact version that this reference names, if it names one."""
         return self.selector if isinstance(self.selector, Version) else None
 
+    def selects(self, version: Version) -> bool:
+        """Whether *version* is one that this reference may mean; of several, the newest. A digest may be any version's.
+
+        Raises:
+            UsageError: A commit selects it, which only a registry on the Hub has.
+        """
+        match self.selector:
+            case None:
+                return not version.is_prerelease
+            case Version() as exact:
+                return version == exact
+            case VersionRange() as wanted:
+                return version in wanted
+            case _ if self.digest is not None:
+                return True
+        raise UsageError(
+            f"`{self.selector}` is a commit, which only a registry on the Hub has",
+            hint="name a version, or a digest `sha256:…`",
+        )
+
+    @classmethod
+    def is_name(cls, text: str) -> bool:
+        """Whether *text* is ``org/task`` and nothing more."""
+        match = _REFERENCE.fullmatch(text)
+        return match is not None and match["at"] is None
+
     def at(self, version: Version) -> AdapterRef:
         """Return the reference to exactly *version* of this adapter."""
         return replace(self, selector=version)
@@ -70,6 +97,8 @@ class AdapterRef:
 def _parse_selector(text: str) -> Selector:
     if is_digest(text) or _COMMIT.fullmatch(text):
         return text
+    if text.startswith("sha256:"):
+        raise InvalidReferenceError(f"`{text}` is no digest", hint="write `sha256:` and 64 lower-case hex digits")
     # A prefix such as `1.2` is a range; only three numbers make a version.
     if text.count(".") >= 2 and not text.startswith("^"):  # noqa: PLR2004
         return Version.parse(text)
@@ -81,13 +110,10 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def is_path(text: str | Path) -> bool:
-    """Whether *text* names a directory, not an adapter: a `Path`, or a string that starts with ``.`` or ``/``."""
-    return isinstance(text, Path) or text.startswith((".", "/"))
-
-
-def parse(text: str | Path | AdapterRef) -> AdapterRef | Path:
-    """Return the directory or the reference that *text* names."""
-    if isinstance(text, AdapterRef):
-        return text
-    return Path(text) if is_path(text) else AdapterRef.parse(str(text))
+def parse(source: str | os.PathLike[str] | AdapterRef) -> AdapterRef | Path:
+    """Return the directory (a path, or a string that starts with ``.`` or ``/``) or the reference *source* names."""
+    if isinstance(source, AdapterRef):
+        return source
+    if isinstance(source, str) and not source.startswith((".", "/")):
+        return AdapterRef.parse(source)
+    return Path(source)

@@ -36,6 +36,11 @@ class Version:
         major, minor, patch, prerelease = match.groups()
         return cls(int(major), int(minor), int(patch), tuple(prerelease.split(".")) if prerelease else ())
 
+    @classmethod
+    def is_version(cls, text: str) -> bool:
+        """Whether *text* spells a version."""
+        return len(text) <= MAX_LENGTH and _VERSION.fullmatch(text) is not None
+
     @property
     def is_prerelease(self) -> bool:
         """Whether this is a pre-release such as ``1.0.0-rc.1``."""

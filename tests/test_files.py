@@ -12,7 +12,7 @@ from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_file
 from lora_hub import files
 from lora_hub.adapter_directory import read_adapter, read_files, write_adapter
 from lora_hub.documents.verified_adapter import verify
-from lora_hub.errors import IntegrityError, LoraHubError, MachineError, MalformedError, NotFoundError, machine_error
+from lora_hub.errors import IntegrityError, LoraHubError, MachineError, MalformedError, NotFoundError
 
 
 def listing(directory) -> set[str]:
@@ -176,7 +176,7 @@ def test_only_old_leftovers_are_removed(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_says_so(number):
     """Each way in which a disk is full has exit code 11 and says what to do."""
-    error = machine_error(OSError(number, os.strerror(number), "file"))
+    error = files.machine_error(OSError(number, os.strerror(number), "file"))
 
     assert error.exit_code == 11
     assert "no space left at `file`" in error.message
@@ -186,14 +186,14 @@ def test_a_full_disk_says_so(number):
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
 def test_another_error_of_the_machine_is_named(number):
     """Any other refusal of the operating system has exit code 11 and names the file."""
-    error = machine_error(OSError(number, os.strerror(number), "file"))
+    error = files.machine_error(OSError(number, os.strerror(number), "file"))
 
     assert (error.exit_code, error.message) == (11, f"{os.strerror(number)} at `file`")
 
 
 def test_an_error_without_a_file_has_a_message():
     """An error that the operating system did not number still says something."""
-    assert machine_error(OSError("odd")).message == "odd"
+    assert files.machine_error(OSError("odd")).message == "odd"
 
 
 class TestAdapterDirectory:
@@ -261,7 +261,7 @@ class TestAdapterDirectory:
             found = read_adapter(tmp_path)
         except LoraHubError:
             return
-        owner = old if found.weights == old.files()[WEIGHTS_NAME] else new
+        owner = old if found.buffer == old.files()[WEIGHTS_NAME] else new
         assert found.config.lora_alpha == owner.config["lora_alpha"]
 
     @staticmethod

@@ -13,7 +13,7 @@ SOURCES = {"lora_hub": ROOT / "lora_hub", "lora_hub_plugins": ROOT / "plugins" /
 # The lowest first; a module may import from its own layer and from those below. The longest matching prefix counts.
 LAYERS = [
     ["lora_hub.errors"],
-    ["lora_hub.version", "lora_hub.reference", "lora_hub.architecture"],
+    ["lora_hub.version", "lora_hub.reference", "lora_hub.architecture", "lora_hub.extras"],
     ["lora_hub.documents", "lora_hub.hookspecs"],
     ["lora_hub.files", "lora_hub.plugin_manager"],
     ["lora_hub.adapter_directory"],
@@ -44,7 +44,6 @@ TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors", "numpy"}
 FORBIDDEN = {
     "lora_hub.documents": TORCH | NETWORK | {"pluggy", "platformdirs", "click", "pickle"},
     "lora_hub.registry": (TORCH | NETWORK | {"pluggy", "click", "pickle"}) - {"urllib"},  # urllib.parse only, see below
-    "lora_hub.check": TORCH | {"pickle"},
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},

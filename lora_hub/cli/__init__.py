@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from lora_hub import __version__
 from lora_hub.cli import cache, demo, plugins, schema, transfer
-from lora_hub.errors import LoraHubError, UsageError, machine_error
+from lora_hub.errors import LoraHubError, UsageError
+from lora_hub.files import machine_error
 
 INTERRUPTED = 130
+COMPLETION = "_LORA_HUB_COMPLETE"  # how a shell asks for completions; click's convention
 
 
 @click.group(
@@ -34,7 +37,8 @@ for command in (*transfer.COMMANDS, cache.cache, plugins.plugins, schema.schema,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(words))
+    completion = os.environ.get(COMPLETION)
+    sys.exit(shell_complete(cli, {}, "lora-hub", COMPLETION, completion) if completion else run(words))
 
 
 def run(words: list[str]) -> int:
@@ -43,7 +47,6 @@ def run(words: list[str]) -> int:
         # Not `cli.main`, which takes a closed pipe for an error, and knows nothing of NO_COLOR.
         with cli.make_context("lora-hub", list(words), color=_color()) as context:
             cli.invoke(context)
-            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as missing:
@@ -53,8 +56,7 @@ def run(words: list[str]) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has enough; let the interpreter not complain about it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0  # whoever read our output has enough
     except (click.ClickException, LoraHubError, OSError) as error:
         ours = _in_our_words(error)
         _say(ours, words)

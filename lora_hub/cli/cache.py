@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, printable, size, table
+from lora_hub.cli.output import json_option, print_data, shown, size, table
 
 if TYPE_CHECKING:
     from lora_hub.registry.store import StoredAdapter
@@ -24,10 +24,10 @@ def cache() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the adapters in the store."""
-    from lora_hub.registry.store import default_store
+    from lora_hub import api
 
-    stored = list(default_store().adapters())
-    rows = [(s.manifest.reference, s.digest[:19], size(s.manifest.size), _when(s)) for s in stored]
+    stored = list(api.store().adapters())
+    rows = [(s.manifest.reference, s.digest, size(s.manifest.size), _when(s)) for s in stored]
     header = ("ADAPTER", "DIGEST", "SIZE", "LAST USED")
     print_data([_document(s) for s in stored], lambda: table(rows, header), as_json=as_json)
 
@@ -36,9 +36,9 @@ def list_(as_json: bool) -> None:
 @click.argument("ref")
 @json_option
 def show(ref: str, as_json: bool) -> None:
-    """Show where REF (org/task@1.0.0 or org/task@sha256:<digest>) lies in the store."""
+    """Show where REF (org/task@1.0.0, or a digest sha256:…) lies in the store."""
     document = _document(_find(ref))
-    text = "\n".join(f"{key + ':':<12}{printable(value)}" for key, value in document.items())
+    text = "\n".join(f"{key + ':':<12}{shown(value)}" for key, value in document.items())
     print_data(document, lambda: text, as_json=as_json)
 
 
@@ -46,10 +46,10 @@ def show(ref: str, as_json: bool) -> None:
 @json_option
 def verify(as_json: bool) -> None:
     """Check every byte in the store against its digest; exit with 6 if one does not match."""
+    from lora_hub import api
     from lora_hub.errors import IntegrityError
-    from lora_hub.registry.store import default_store
 
-    checked = list(default_store().verify())
+    checked = list(api.store().verify())
     broken = [(digest, error) for digest, error in checked if error is not None]
     document = {"checked": len(checked), "broken": [{"digest": d, "problem": e.message} for d, e in broken]}
     lines = [f"{digest}  {error.message}" for digest, error in broken] + [
@@ -68,9 +68,9 @@ def verify(as_json: bool) -> None:
 @json_option
 def remove(refs: tuple[str, ...], as_json: bool) -> None:
     """Remove each REF (org/task@1.0.0, or a digest sha256:…) from the store."""
-    from lora_hub.registry.store import default_store
+    from lora_hub import api
 
-    store, digests = default_store(), list(dict.fromkeys(_digest(ref) for ref in refs))
+    store, digests = api.store(), list(dict.fromkeys(_digest(ref) for ref in refs))
     for digest in digests:
         store.remove(digest)
     print_data({"removed": digests}, lambda: "\n".join(f"removed {d}" for d in digests), as_json=as_json)
@@ -82,32 +82,37 @@ def remove(refs: tuple[str, ...], as_json: bool) -> None:
 )
 @json_option
 def prune(days: int, as_json: bool) -> None:
-    """Remove adapters that were not used lately, and what killed processes left behind."""
-    from lora_hub.registry.store import default_store
+    """Remove adapters that were not used lately, and what killed processes left behind.
 
-    removed, leftovers = default_store().prune(unused_for=days * _DAY)
+    What registries were seen to publish stays known: a rewritten version is refused also afterwards.
+    """
+    from lora_hub import api
+
+    removed, leftovers = api.store().prune(unused_for=days * _DAY)
     document = {"removed": removed, "leftovers": leftovers}
     text = f"removed {len(removed)} adapters and {leftovers} leftovers"
     print_data(document, lambda: text, as_json=as_json)
 
 
 def _find(ref: str) -> StoredAdapter:
+    from lora_hub import api
+    from lora_hub.errors import NotFoundError
     from lora_hub.reference import AdapterRef
-    from lora_hub.registry.store import default_store
 
-    return default_store().find(AdapterRef.parse(ref))
+    if not ref.startswith("sha256:"):
+        return api.store().find(AdapterRef.parse(ref))
+    has = api.store().has(ref)
+    stored = next((s for s in api.store().adapters() if s.digest == ref), None) if has else None
+    if stored is None:
+        raise NotFoundError(f"the store has no `{ref}`", hint="run `lora-hub cache list` to see what it has")
+    return stored
 
 
 def _digest(ref: str) -> str:
     """Return the digest that *ref* is or names; a bare digest also names what is damaged beyond reading."""
-    from lora_hub.errors import NotFoundError
-    from lora_hub.registry.store import default_store
+    from lora_hub import api
 
-    if not ref.startswith("sha256:"):
-        return _find(ref).digest
-    if not default_store().has(ref):
-        raise NotFoundError(f"the store has no `{ref}`", hint="run `lora-hub cache list` to see what it has")
-    return ref
+    return ref if ref.startswith("sha256:") and api.store().has(ref) else _find(ref).digest
 
 
 def _document(stored: StoredAdapter) -> dict[str, object]:
@@ -122,4 +127,4 @@ def _document(stored: StoredAdapter) -> dict[str, object]:
 
 
 def _when(stored: StoredAdapter) -> str:
-    return dt.datetime.fromtimestamp(stored.last_used, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return dt.datetime.fromtimestamp(stored.last_used, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -23,7 +23,8 @@ def demo(steps: int, as_json: bool) -> None:
     """
     import dataclasses
 
-    from lora_hub.errors import LoraHubError, needs_torch
+    from lora_hub.errors import LoraHubError
+    from lora_hub.extras import needs_torch
 
     with needs_torch("the demo"):
         from lora_hub.demo.life import run

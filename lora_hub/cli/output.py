@@ -9,15 +9,13 @@ from typing import Any
 
 import click
 
-registry_option = click.option(
-    "--registry", metavar="URL", help="A directory or a URL; by default $LORA_HUB_REGISTRY.", envvar="LORA_HUB_REGISTRY"
-)
+registry_option = click.option("--registry", metavar="URL", help="A directory; by default $LORA_HUB_REGISTRY.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors are JSON on stderr as well.")
 
 
 def print_data(document: object, text: Callable[[], str], *, as_json: bool) -> None:
     """Print *document* as JSON, or what *text* makes of it."""
-    click.echo(json.dumps(document, indent=2, sort_keys=True) if as_json else text())
+    click.echo(json.dumps(document, indent=2) if as_json else text())
 
 
 def progress(items: Sequence[Any], label: str) -> Iterator[Any]:
@@ -28,14 +26,14 @@ def progress(items: Sequence[Any], label: str) -> Iterator[Any]:
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Return *rows* under *header* in aligned columns."""
-    cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
 
 
-def printable(value: object) -> str:
+def shown(value: object) -> str:
     """Return *value* without anything that would move the cursor of a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, printable, progress, registry_option, size, table
+from lora_hub.cli.output import json_option, print_data, progress, registry_option, shown, size, table
 
 if TYPE_CHECKING:
     from lora_hub.documents.verified_adapter import VerifiedAdapter
@@ -55,15 +55,10 @@ def pull(refs: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 @json_option
 def list_(prefix: str, registry: str | None, as_json: bool) -> None:
     """List the adapters of the registry whose org/task begins with PREFIX, and their versions."""
-    from lora_hub.reference import AdapterRef
-    from lora_hub.registry.registry import open_registry
+    from lora_hub import api
 
-    opened = open_registry(registry)
-    found = {
-        name: [str(version) for version in reversed(opened.versions(AdapterRef.parse(name)))]
-        for name in opened.names()
-        if name.startswith(prefix)
-    }
+    listed = api.list_adapters(prefix, registry=registry)
+    found = {name: [str(version) for version in versions] for name, versions in listed.items()}
     rows = [(name, ", ".join(versions)) for name, versions in found.items()]
     print_data(found, lambda: table(rows, ("ADAPTER", "VERSIONS")), as_json=as_json)
 
@@ -73,7 +68,7 @@ def list_(prefix: str, registry: str | None, as_json: bool) -> None:
 @registry_option
 @json_option
 def info(ref: str, registry: str | None, as_json: bool) -> None:
-    """Show what the adapter REF (a reference or a directory) is: base, rank, targets, files."""
+    """Show what the adapter REF is: base, rank, targets, files. A directory is read; a reference is pulled first."""
     from lora_hub import api
 
     document = _describe(api.load(ref, registry=registry))
@@ -106,7 +101,7 @@ def _describe(adapter: VerifiedAdapter) -> dict[str, Any]:
 
 
 def _as_lines(document: dict[str, Any]) -> str:
-    shown = document | {
+    texts = document | {
         "base": " ".join(filter(None, document["base"].values())),
         "targets": ", ".join(document["targets"]),
         "modules_to_save": ", ".join(document["modules_to_save"]),
@@ -114,5 +109,5 @@ def _as_lines(document: dict[str, Any]) -> str:
         "parameters": f"{document['parameters']:,}",
         "size": size(document["size"]),
     }
-    lines = [(key.replace("_", " "), value) for key, value in shown.items() if value not in (None, "", False)]
-    return "\n".join(f"{key + ':':<21}{printable(value)}" for key, value in lines)
+    lines = [(key.replace("_", " "), value) for key, value in texts.items() if value not in (None, "", False)]
+    return "\n".join(f"{key + ':':<21}{shown(value)}" for key, value in lines)

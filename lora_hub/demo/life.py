@@ -30,7 +30,7 @@ from lora_hub.demo.texts import Text, load_split
 from lora_hub.patch.applied_adapter import AppliedAdapter
 from lora_hub.patch.bits import digest
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.registry import open_registry
+from lora_hub.registry.locate import open_registry
 from lora_hub.registry.store import Store
 from lora_hub.registry.transfer import Pulled, pull
 

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lora_hub.documents.adapter_config import AUTOMATIC_HEADS, AdapterConfig, scaling
 from lora_hub.documents.fields import printable
@@ -77,7 +78,7 @@ def read_layout(
         raise MalformedError("the adapter has no LoRA tensors", hint=f"expected keys like `{PREFIX}….lora_A.weight`")
     _check_targets_are_served(config, pairs)
     _check_heads_are_served(config, heads)
-    return AdapterLayout(modules=modules, heads=heads)
+    return AdapterLayout(modules=modules, heads=MappingProxyType(heads))
 
 
 def plain_path(path: str) -> str:

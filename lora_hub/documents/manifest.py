@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from dataclasses import dataclass
 from typing import Any, Self
 
 from lora_hub.documents.fields import Bytes, Fields, canonical_json, parse_json_object, sha256
-from lora_hub.errors import InvalidReferenceError, UnsupportedSchemaError
+from lora_hub.errors import UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -158,6 +159,19 @@ class Manifest:
         )
 
 
+def publish(draft: bytes, *, reference: AdapterRef, created: str) -> bytes:
+    """Return the manifest bytes of the published version whose draft is *draft*; what we do not know in it stays."""
+    document = parse_json_object(draft, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST)
+    identity = {"name": reference.name, "version": str(reference.version), "created": created}
+    return canonical_json(document | identity)
+
+
+def differs(one: bytes, other: bytes) -> bool:
+    """Whether two manifests say different things, apart from when they were created."""
+    documents = [parse_json_object(content, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST) for content in (one, other)]
+    return documents[0] | {"created": None} != documents[1] | {"created": None}
+
+
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value is not None}
 
@@ -184,7 +198,7 @@ def _check_schema(fields: Fields) -> None:
     schema = fields.text("schema")
     if schema != SCHEMA:
         family, _, major = schema.rpartition("/v")
-        if family == SCHEMA.rpartition("/v")[0] and major.isdigit():
+        if family == SCHEMA.rpartition("/v")[0] and re.fullmatch(r"[1-9][0-9]{0,3}", major, re.ASCII):
             raise UnsupportedSchemaError(
                 f"the manifest has schema version {major}, this lora-hub reads version 1",
                 context="schema",
@@ -197,25 +211,17 @@ def _parse_identity(fields: Fields) -> tuple[str | None, str | None, str | None]
     """Name, version and time belong together: a published manifest has all three, a draft none."""
     if not fields.values.keys() & {"name", "version", "created"}:
         return None, None, None
-    name = fields.text("name", "a name of the form `org/task`", _is_name)
-    version = fields.text("version", "a version of the form `1.2.0`", _is_version)
-    created = fields.text("created", "a UTC time of the form `2026-01-31T12:00:00Z`", _TIME.fullmatch)
+    name = fields.text("name", "a name of the form `org/task`", AdapterRef.is_name)
+    version = fields.text("version", "a version of the form `1.2.0`", Version.is_version)
+    created = fields.text("created", "a UTC time of the form `2026-01-31T12:00:00Z`", _is_time)
     return name, version, created
 
 
-def _is_name(text: str) -> bool:
+def _is_time(text: str) -> bool:
     try:
-        return AdapterRef.parse(text).selector is None
-    except InvalidReferenceError:
+        return bool(_TIME.fullmatch(text)) and dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ") is not None  # noqa: DTZ007
+    except ValueError:
         return False
-
-
-def _is_version(text: str) -> bool:
-    try:
-        Version.parse(text)
-    except InvalidReferenceError:
-        return False
-    return True
 
 
 def _parse_files(fields: Fields) -> tuple[FileEntry, ...]:

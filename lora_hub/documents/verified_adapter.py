@@ -6,7 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 from lora_hub.documents.adapter_config import AdapterConfig
@@ -44,7 +45,8 @@ class VerifiedAdapter:
         config: Parsed ``adapter_config.json``.
         tensors: Where each tensor lies in *weights*.
         layout: What each tensor is for.
-        weights: The bytes of ``adapter_model.safetensors`` that were hashed.
+        buffer: The bytes of ``adapter_model.safetensors`` that were hashed. Writable where torch wants it so; whoever
+            writes into it breaks what was proven.
     """
 
     source: str
@@ -53,7 +55,7 @@ class VerifiedAdapter:
     config: AdapterConfig
     tensors: Mapping[str, TensorInfo]
     layout: AdapterLayout
-    weights: Bytes
+    buffer: Bytes = field(repr=False)
 
 
 def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
@@ -87,19 +89,19 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
         digest=manifest_digest(bytes(written) if written is not None else manifest.to_bytes()),
         manifest=manifest,
         config=config,
-        tensors=tensors,
+        tensors=MappingProxyType(tensors),
         layout=layout,
-        weights=files[WEIGHTS_NAME],
+        buffer=files[WEIGHTS_NAME],
     )
 
 
 def _check_summary(written: LoraSummary, found: LoraSummary) -> None:
-    """The manifest is what people read: it must not say other things than the tensors do."""
-    for field in ("r", "alpha", "dtype", "parameters"):
-        if getattr(written, field) != getattr(found, field):
+    """The manifest is what people read: of rank, alpha, dtype and size it must say what config and tensors say."""
+    for what in ("r", "alpha", "dtype", "parameters"):
+        if getattr(written, what) != getattr(found, what):
             raise MalformedError(
-                f"`{MANIFEST_NAME}` says {field} is {printable(getattr(written, field))}, "
-                f"config and tensors say {printable(getattr(found, field))}",
+                f"`{MANIFEST_NAME}` says {what} is {printable(getattr(written, what))}, "
+                f"config and tensors say {printable(getattr(found, what))}",
                 hint=f"save the adapter again, or delete `{MANIFEST_NAME}` beside it",
             )
 

@@ -64,7 +64,7 @@ def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
 def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
     info = adapter.tensors[key]
     dtype = _DTYPES[info.dtype]
-    content = adapter.weights
+    content = adapter.buffer
     if not math.prod(info.shape):
         return torch.empty(info.shape, dtype=dtype)
     if not isinstance(content, bytearray) or info.start % dtype.itemsize:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lora_hub.adapter_directory import read_files
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST
-from lora_hub.errors import InvalidReferenceError, NotFoundError, RegistryError
+from lora_hub.errors import NotFoundError, RegistryError
 from lora_hub.files import machine_errors, publish_directory, read_file, remove_leftovers
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
@@ -25,7 +25,7 @@ class DirectoryRegistry:
     """Versions of adapters under one directory of this machine."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.expanduser().absolute()
+        self._root = root.absolute()
 
     @property
     def url(self) -> str:
@@ -34,16 +34,19 @@ class DirectoryRegistry:
 
     def names(self) -> Iterator[str]:
         """Yield ``org/task`` of every adapter, sorted."""
+        self._check_exists()
         for org in _children(self._root):
             for task in _children(org):
                 name = f"{org.name}/{task.name}"
-                if _is_name(name) and self.versions(AdapterRef.parse(name)):
+                if AdapterRef.is_name(name) and self.versions(AdapterRef.parse(name)):
                     yield name
 
     def versions(self, reference: AdapterRef) -> list[Version]:
         """Return the published versions of the adapter, rising."""
-        found = (_version(child.name) for child in _children(self._root / reference.org / reference.task))
-        return sorted(version for version in found if version is not None)
+        self._check_exists()
+        children = _children(self._root / reference.org / reference.task)
+        whole = (child.name for child in children if (child / MANIFEST_NAME).is_file())
+        return sorted(Version.parse(name) for name in whole if Version.is_version(name))
 
     def manifest(self, reference: AdapterRef) -> bytes:
         """Return the manifest bytes of an exact version."""
@@ -57,12 +60,12 @@ class DirectoryRegistry:
 
     def files(self, reference: AdapterRef) -> Mapping[str, Bytes]:
         """Return all files of an exact version, unproven."""
-        files = read_files(self._path(reference))
-        if MANIFEST_NAME not in files:
+        try:
+            return read_files(self._path(reference))
+        except NotFoundError as error:
             raise RegistryError(
-                f"`{self._path(reference)}` has no `{MANIFEST_NAME}`", hint="publish with `lora-hub push`"
-            )
-        return files
+                f"`{reference}` in `{self.url}` is not whole: {error.message}", hint="ask who runs the registry"
+            ) from error
 
     def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> bool:
         """Make *files* an exact version; return False, changing nothing, if it exists."""
@@ -71,26 +74,19 @@ class DirectoryRegistry:
             remove_leftovers(staging, older_than=_STALE)
             return publish_directory(self._path(reference), files, staging=staging)
 
+    def _check_exists(self) -> None:
+        with machine_errors():
+            if not self._root.is_dir():
+                raise NotFoundError(
+                    f"there is no registry `{self._root}`", hint="check the path; `lora-hub push` makes a new one"
+                )
+
     def _path(self, reference: AdapterRef) -> Path:
         return self._root / reference.org / reference.task / str(reference.version)
 
 
 def _children(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        return []
     with machine_errors():
+        if not directory.is_dir():
+            return []
         return sorted(child for child in directory.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _is_name(text: str) -> bool:
-    try:
-        return AdapterRef.parse(text).selector is None
-    except InvalidReferenceError:
-        return False
-
-
-def _version(text: str) -> Version | None:
-    try:
-        return Version.parse(text)
-    except InvalidReferenceError:
-        return None

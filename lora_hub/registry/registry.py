@@ -1,22 +1,16 @@
-"""What a registry is, and how a URL names one."""
+"""What a registry is, and which of its versions a reference means."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.verified_adapter import manifest_digest
-from lora_hub.errors import NotFoundError, UsageError
+from lora_hub.errors import NotFoundError
 from lora_hub.reference import AdapterRef
-from lora_hub.version import Version, VersionRange
-
-VARIABLE = "LORA_HUB_REGISTRY"
-_HINT = f"pass `--registry DIRECTORY` (in Python `registry=`) or set `{VARIABLE}`"
+from lora_hub.version import Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +44,6 @@ class Registry(Protocol):
         """Make *files* an exact version, whole or not at all; return False, changing nothing, if it exists."""
 
 
-def open_registry(url: str | os.PathLike[str] | None) -> Registry:
-    """Return the registry that *url* names, or that the environment names if it is None.
-
-    Raises:
-        UsageError: No registry is named, or one of a kind that this version does not know.
-    """
-    from lora_hub.registry.directory import DirectoryRegistry
-
-    named = os.fspath(url) if url is not None else os.environ.get(VARIABLE)
-    if not named:
-        raise UsageError("no registry is named", hint=_HINT)
-    if "://" not in named:
-        return DirectoryRegistry(Path(named))
-    try:
-        parts = urlsplit(named)
-    except ValueError as error:
-        raise UsageError(f"`{named}` is no URL: {error}", hint=_HINT) from error
-    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return DirectoryRegistry(Path(unquote(parts.path)))
-    raise UsageError(f"registries of the kind `{parts.scheme}://` are not supported by this version", hint=_HINT)
-
-
 def resolve(registry: Registry, reference: AdapterRef) -> PublishedVersion:
     """Return the one version of *registry* that *reference* selects.
 
@@ -83,7 +55,7 @@ def resolve(registry: Registry, reference: AdapterRef) -> PublishedVersion:
         raise NotFoundError(
             f"`{registry.url}` has no adapter `{reference.name}`", hint="run `lora-hub list` to see what it has"
         )
-    for version in sorted(_candidates(reference, versions), reverse=True):
+    for version in sorted(filter(reference.selects, versions), reverse=True):
         exact = reference.at(version)
         manifest = registry.manifest(exact)
         if reference.digest is None or reference.digest == manifest_digest(manifest):
@@ -92,20 +64,3 @@ def resolve(registry: Registry, reference: AdapterRef) -> PublishedVersion:
         f"`{registry.url}` has no version of `{reference.name}` that `{reference}` selects",
         hint=f"it has {', '.join(map(str, versions))}; a pre-release must be named exactly",
     )
-
-
-def _candidates(reference: AdapterRef, versions: list[Version]) -> list[Version]:
-    match reference.selector:
-        case None:
-            return [version for version in versions if not version.is_prerelease]
-        case Version() as exact:
-            return [version for version in versions if version == exact]
-        case VersionRange() as wanted:
-            return [version for version in versions if version in wanted]
-        case str() if reference.digest is not None:
-            return versions
-        case commit:
-            raise UsageError(
-                f"`{commit}` is a commit, which only a registry on the Hub has",
-                hint="name a version, or a digest `sha256:…`",
-            )

@@ -31,11 +31,21 @@ from lora_hub.errors import (
     MalformedError,
     NotFoundError,
     PolicyError,
+    UsageError,
 )
-from lora_hub.files import machine_errors, publish_directory, read_file, remove_directory, remove_leftovers, write_files
+from lora_hub.files import (
+    machine_errors,
+    publish_directory,
+    read_file,
+    remove_directory,
+    remove_leftovers,
+    remove_old,
+    write_files,
+)
 from lora_hub.reference import AdapterRef, is_digest
 
 HOME = "LORA_HUB_HOME"
+_STALE = 3600  # seconds after which what is half-written belongs to nobody
 _DIGEST_LINE = 80  # bytes; `sha256:` and 64 hex digits
 
 
@@ -59,7 +69,10 @@ class Store:
     """A content-addressed directory of adapters."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        try:
+            self.root = root.expanduser().absolute()
+        except RuntimeError as error:
+            raise UsageError(f"`{root}` names no directory: {error}", hint=f"set `{HOME}` to a directory") from error
 
     # Adapters by digest
 
@@ -90,18 +103,24 @@ class Store:
         path = self.path(digest)
         if not path.is_dir():
             raise NotFoundError(f"the store has no adapter `{digest}`", hint="run `lora-hub pull`")
-        files = read_files(path)
-        found = manifest_digest(bytes(files.get(MANIFEST_NAME, b"")))
+        try:
+            files = read_files(path)
+        except (NotFoundError, MalformedError) as error:
+            raise self._damaged(digest, error.message) from error
+        found = manifest_digest(bytes(files[MANIFEST_NAME])) if MANIFEST_NAME in files else "none"
         if found != digest:
-            raise IntegrityError(
-                f"the manifest in `{path}` has the digest {found}",
-                hint=f"run `lora-hub cache remove {digest}` and pull again",
-            )
+            raise self._damaged(digest, f"its manifest has the digest {found}")
         adapter = verify(files, source=str(path))
         # When it was last used, for `prune`; a store that may only be read is still a store.
         with contextlib.suppress(OSError):
             os.utime(path)
         return adapter
+
+    def _damaged(self, digest: str, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"the stored adapter {digest} is damaged: {what}",
+            hint=f"run `lora-hub cache remove {digest}` and pull again",
+        )
 
     def adapters(self) -> Iterator[StoredAdapter]:
         """Yield what is here, by digest; what cannot be read any more is left to `verify` and `remove`."""
@@ -118,7 +137,8 @@ class Store:
         """Return the one stored adapter that *reference* (a digest or an exact version) names.
 
         Raises:
-            NotFoundError: There is none, or there are several of that name.
+            NotFoundError: There is none.
+            UsageError: There are several.
         """
         found = [stored for stored in self.adapters() if _is_meant(stored, reference)]
         if len(found) == 1:
@@ -126,17 +146,21 @@ class Store:
         if not found:
             raise NotFoundError(f"the store has no `{reference}`", hint="run `lora-hub cache list` to see what it has")
         names = ", ".join(f"{stored.manifest.reference} ({stored.digest})" for stored in found)
-        raise NotFoundError(f"`{reference}` could be any of {names}", hint=f"name one: `{reference.name}@sha256:…`")
+        raise UsageError(f"`{reference}` could be any of {names}", hint="name one by its version or its digest")
 
     # What registries call them
 
     def known_digest(self, registry_url: str, reference: AdapterRef) -> str | None:
         """Return the digest that the registry published under this exact version when it was last seen, if it was."""
+        path = self._version_file(registry_url, reference)
         try:
-            noted = read_file(self._version_file(registry_url, reference), limit=_DIGEST_LINE).decode().strip()
-        except (NotFoundError, MalformedError, UnicodeDecodeError):
+            noted = read_file(path, limit=_DIGEST_LINE).decode(errors="replace").strip()
+        except NotFoundError:
             return None
-        return noted if is_digest(noted) else None
+        if not is_digest(noted):
+            # Nothing may be trusted anew just because a file was damaged.
+            raise IntegrityError(f"`{path}` holds no digest", hint="delete it to trust what the registry has now")
+        return noted
 
     def check_unchanged(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
         """Raise `PolicyError` if the registry published another digest under this exact version before."""
@@ -169,11 +193,12 @@ class Store:
     def prune(self, *, unused_for: float) -> tuple[list[str], int]:
         """Remove adapters unused for *unused_for* seconds, and leftovers of killed processes; return both."""
         limit = time.time() - unused_for
-        old = [stored.digest for stored in self.adapters() if stored.last_used < limit]
-        for digest in old:
-            self.remove(digest)
         with machine_errors():
-            return old, remove_leftovers(self._staging, older_than=3600)
+            old = [digest for digest in self._digests() if self.path(digest).stat().st_mtime < limit]
+            for digest in old:
+                self.remove(digest)
+            notes = (self.root / "versions").rglob(".*")  # half-written ones; no version begins with a dot
+            return old, remove_leftovers(self._staging, older_than=_STALE) + remove_old(notes, older_than=_STALE)
 
     def _digests(self) -> list[str]:
         return sorted(filter(is_digest, (f"sha256:{path.name}" for path in (self.root / "adapters").glob("*"))))
@@ -195,7 +220,8 @@ class Store:
 
 
 def _is_meant(stored: StoredAdapter, reference: AdapterRef) -> bool:
-    is_named = stored.manifest.name == reference.name
-    if reference.digest is not None:
-        return is_named and stored.digest == reference.digest
-    return is_named and (reference.version is None or stored.manifest.version == str(reference.version))
+    exact = stored.manifest.reference
+    if exact is None or exact.version is None or exact.name != reference.name:
+        return False
+    is_selected = reference.selector is None or reference.selects(exact.version)
+    return is_selected and reference.digest in {None, stored.digest}

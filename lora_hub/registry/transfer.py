@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub.adapter_directory import read_files
-from lora_hub.documents.manifest import MANIFEST_NAME, PAYLOAD_NAMES, Manifest
+from lora_hub.documents.manifest import MANIFEST_NAME, differs, publish
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
-from lora_hub.errors import IntegrityError, UsageError, VersionConflictError
+from lora_hub.errors import IntegrityError, NotFoundError, UsageError, VersionConflictError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.registry import PublishedVersion, Registry, resolve
 from lora_hub.registry.store import Store
@@ -49,24 +49,24 @@ def push(directory: Path, reference: AdapterRef, registry: Registry) -> Pushed:
     if reference.version is None:
         raise UsageError(f"`{reference}` names no exact version to publish", hint=f"write `{reference.name}@1.0.0`")
     files = read_files(directory)
-    draft = verify(files, source=str(directory)).manifest
-    manifest = replace(draft, name=reference.name, version=str(reference.version), created=_now())
-    content = manifest.to_bytes()
-    is_new = registry.publish(reference, {**{name: files[name] for name in PAYLOAD_NAMES}, MANIFEST_NAME: content})
-    digest = manifest_digest(content) if is_new else _adopt(registry, reference, manifest)
+    derived = verify(files, source=str(directory)).manifest.to_bytes()
+    draft = bytes(files.get(MANIFEST_NAME, derived))
+    content = publish(draft, reference=reference, created=_now())
+    is_new = registry.publish(reference, {**files, MANIFEST_NAME: content})
+    digest = manifest_digest(content) if is_new else _adopt(registry, reference, content)
     return Pushed(reference=reference, digest=digest, registry=registry.url, is_new=is_new)
 
 
-def _adopt(registry: Registry, reference: AdapterRef, mine: Manifest) -> str:
+def _adopt(registry: Registry, reference: AdapterRef, mine: bytes) -> str:
     """Return the digest of what is published, which must be the same content: all but the time of its first push."""
-    content = registry.manifest(reference)
-    published = Manifest.parse(content)
-    if replace(published, created=mine.created) != mine:
+    published = registry.manifest(reference)
+    if differs(published, mine):
         raise VersionConflictError(
-            f"`{reference}` is published in `{registry.url}` with other content ({manifest_digest(content)})",
+            f"`{reference}` is published in `{registry.url}` with other content ({manifest_digest(published)})",
             hint="a published version never changes: publish the next one",
         )
-    return manifest_digest(content)
+    verify(registry.files(reference), source=str(reference))
+    return manifest_digest(published)
 
 
 def _now() -> str:
@@ -105,28 +105,35 @@ def pull(reference: AdapterRef, registry: Registry, store: Store) -> Pulled:
     if reference.digest is None:
         # Who names the digest has said which content is meant; everybody else gets what it was when first seen.
         store.check_unchanged(registry.url, published.reference, digest)
-    if store.has(digest):
-        return _pulled(published.reference, registry, store, store.read(digest))
-    return _fetch(published, digest, registry, store)
+    try:
+        adapter = store.read(digest)
+    except NotFoundError:
+        adapter = _fetch(published, digest, registry, store)
+    store.remember(registry.url, published.reference, digest)
+    return _pulled(published.reference, adapter, store)
 
 
 def _find_in_store(reference: AdapterRef, registry: Registry, store: Store) -> Pulled | None:
+    """Return what needs no registry: a digest, or a version that this registry was seen to publish under one."""
     digest = reference.digest
     if digest is None and reference.version is not None:
         digest = store.known_digest(registry.url, reference)
-    if digest is None or not store.has(digest):
+    if digest is None:
         return None
-    adapter = store.read(digest)
+    try:
+        adapter = store.read(digest)
+    except NotFoundError:
+        return None
     exact = adapter.manifest.reference
     if exact is None or exact.name != reference.name:
         raise IntegrityError(
             f"`{digest}` is {exact or 'an adapter without a name'}, not `{reference.name}`",
             hint="check the digest that was asked for",
         )
-    return _pulled(exact, registry, store, adapter)
+    return _pulled(exact, adapter, store)
 
 
-def _fetch(published: PublishedVersion, digest: str, registry: Registry, store: Store) -> Pulled:
+def _fetch(published: PublishedVersion, digest: str, registry: Registry, store: Store) -> VerifiedAdapter:
     reference = published.reference
     # The manifest that was resolved is the one that counts, also if the registry would hand out another one now.
     files = {**registry.files(reference), MANIFEST_NAME: published.manifest}
@@ -137,9 +144,8 @@ def _fetch(published: PublishedVersion, digest: str, registry: Registry, store: 
             hint="the registry was tampered with or copied wrongly: ask who runs it",
         )
     store.add(adapter, files)
-    return _pulled(reference, registry, store, adapter)
+    return adapter
 
 
-def _pulled(reference: AdapterRef, registry: Registry, store: Store, adapter: VerifiedAdapter) -> Pulled:
-    store.remember(registry.url, reference, adapter.digest)
+def _pulled(reference: AdapterRef, adapter: VerifiedAdapter, store: Store) -> Pulled:
     return Pulled(reference=reference, digest=adapter.digest, path=store.path(adapter.digest), adapter=adapter)

@@ -65,6 +65,7 @@ def process(tmp_path):
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
     """The root of an empty registry, which the environment names."""
+    (tmp_path / "registry").mkdir()
     monkeypatch.setenv("LORA_HUB_REGISTRY", str(tmp_path / "registry"))
     return tmp_path / "registry"
 

@@ -342,3 +342,18 @@ def _flip(path: str, name: str) -> None:
     content = bytearray(file.read_bytes())
     content[60] ^= 1
     file.write_bytes(content)
+
+
+def test_remove_names_an_adapter_twice(cli, published):
+    """An adapter that is named twice is removed once."""
+    cli("pull", "org/task")
+
+    assert cli("cache", "remove", "org/task@1.0.0", published, "--json").data == {"removed": [published]}
+
+
+def test_cache_remove_of_a_range_that_selects_nothing(cli, published):
+    """A range that does not select the stored version removes nothing."""
+    cli("pull", "org/task")
+
+    assert cli("cache", "remove", "org/task@2").code == 3
+    assert len(cli("cache", "list", "--json").data) == 1

@@ -218,3 +218,18 @@ def test_without_a_command_the_help_is_shown(process):
 def test_the_script_and_the_module_are_the_same(process):
     """`python -m lora_hub` calls itself lora-hub."""
     assert process("--help").out.startswith("Usage: lora-hub ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell):
+    """The line of the README prints a script that the shell can evaluate."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_hub"],
+        env=os.environ | {"_LORA_HUB_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_LORA_HUB_COMPLETE" in done.stdout

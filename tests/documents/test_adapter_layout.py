@@ -281,6 +281,9 @@ def test_slices_are_read():
     [
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, r=3)), id="ranks_do_not_add_up"),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=5)), id="scaling_differs"),
+        pytest.param(
+            SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, alpha=4.0001)), id="scaling_differs_a_little"
+        ),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, ((4, 12),))), id="rows_overlap"),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, Q_ROWS)), id="rows_twice"),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, ((16, 25),))), id="rows_beyond_the_module"),

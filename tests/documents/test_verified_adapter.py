@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, PAYLOAD_NAMES, WEIGHTS_NAME, Manifest
-from lora_hub.documents.verified_adapter import hub_name, verify
+from lora_hub.documents.verified_adapter import hub_name, most_common, verify
 from lora_hub.errors import DocumentError, IntegrityError, MalformedError, NotFoundError
 
 FUSED = "transformer.h.0.attn.c_attn"
@@ -36,7 +36,7 @@ def test_an_adapter_that_matches_its_manifest_is_verified():
     """Bytes that match give the parsed documents, and the very bytes that were hashed."""
     adapter = verify(DESCRIBED, source="here")
 
-    assert adapter.weights is DESCRIBED[WEIGHTS_NAME]
+    assert adapter.buffer is DESCRIBED[WEIGHTS_NAME]
     assert adapter.config.r == 2
     assert len(adapter.layout.modules) == 4
     assert adapter.tensors.keys() == adapter_files().tensors.keys()
@@ -215,3 +215,30 @@ def test_an_alpha_beyond_every_float_is_refused():
     files = described(fused_adapter_files())
     with pytest.raises(MalformedError):
         verify(changed(files, lambda d: d["lora"].update(slices=[{"modules": [FUSED], "parts": parts}])), source="here")
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 3), ("alpha", 5), ("dtype", "float16"), ("parameters", 7)])
+def test_a_manifest_that_contradicts_the_tensors_is_refused(key, value):
+    """What people read in the manifest is what config and tensors say."""
+    manifest = json.loads(DESCRIBED[MANIFEST_NAME])
+    manifest["lora"][key] = value
+
+    with pytest.raises(MalformedError, match=f"says {key} is"):
+        verify({**DESCRIBED, MANIFEST_NAME: json.dumps(manifest).encode()}, source="here")
+
+
+def test_of_equally_common_ranks_the_smallest_is_named():
+    """The summary of an adapter with as many modules of one rank as of another depends on nothing but the ranks."""
+    assert most_common([8, 4, 4, 8]) == most_common([4, 8, 8, 4]) == 4
+
+
+def test_a_verified_adapter_cannot_be_changed():
+    """What was proven cannot be exchanged afterwards."""
+    adapter = verify(DESCRIBED, source="here")
+
+    with pytest.raises(TypeError):
+        adapter.tensors["x"] = None
+    with pytest.raises(TypeError):
+        adapter.layout.heads["x"] = {}
+    with pytest.raises(AttributeError):
+        adapter.buffer = b""

@@ -53,6 +53,9 @@ BROKEN = {
     # A comma short of a tuple: the model types would be the letters m, i, n, e, and no module would be a projection.
     "model_types_is_a_string": (WORKING.replace('("{model_type}",)', '("mine")'), "model_types"),
     "projections_is_one_projection": (WORKING.format(model_type="x").replace("(Q,)", "(Q)"), "projections"),
+    "projections_are_strings": (WORKING.format(model_type="x").replace("(Q,)", "('attn',)"), "projections"),
+    "model_types_are_numbers": (WORKING.replace('("{model_type}",)', "(5,)"), "model_types"),
+    "hookimpl_is_forgotten": (hook("return []").replace("@hookimpl", ""), "hookimpl"),
 }
 
 

@@ -12,7 +12,12 @@ from lora_hub.registry.store import Store
 from lora_hub.registry.transfer import Pulled, Pushed
 
 # Every registry passes the same suite: to be tested, a new one is added here.
-REGISTRIES = {"directory": lambda tmp_path: DirectoryRegistry(tmp_path / "registry")}
+REGISTRIES = {"directory": lambda tmp_path: _empty(tmp_path / "registry")}
+
+
+def _empty(root) -> DirectoryRegistry:
+    root.mkdir(exist_ok=True)
+    return DirectoryRegistry(root)
 
 
 @pytest.fixture(params=sorted(REGISTRIES))
@@ -24,7 +29,7 @@ def registry(request, tmp_path) -> Registry:
 @pytest.fixture
 def directory_registry(tmp_path) -> DirectoryRegistry:
     """An empty directory registry, where a test looks at its files."""
-    return DirectoryRegistry(tmp_path / "registry")
+    return _empty(tmp_path / "registry")
 
 
 @pytest.fixture

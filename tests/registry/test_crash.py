@@ -33,6 +33,8 @@ class Place:
         self.adapter = adapter_files().write(root / "adapter")
         if published is not None:
             shutil.copytree(published, root / "registry")
+        else:
+            (root / "registry").mkdir()
 
     @property
     def registry(self) -> DirectoryRegistry:
@@ -233,4 +235,4 @@ def test_of_eight_processes_one_publishes(tmp_path):
 
     assert sorted(codes) == [0] + [10] * 7
     version = tmp_path / "registry" / "org" / "task" / "1.0.0"
-    assert api.load(version).weights == (winner / "adapter_model.safetensors").read_bytes()
+    assert api.load(version).buffer == (winner / "adapter_model.safetensors").read_bytes()

@@ -1,5 +1,6 @@
 """The registry in a plain directory, and how a URL names one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from adapter_files import MANIFEST_NAME
 from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.directory import DirectoryRegistry
-from lora_hub.registry.registry import open_registry
+from lora_hub.registry.locate import open_registry
+from lora_hub.registry.registry import resolve
 
 REFERENCE = AdapterRef.parse("org/task@1.0.0")
 
@@ -73,15 +75,44 @@ def test_a_registry_can_be_moved(directory_registry, push, pull, root, tmp_path)
     assert pull(DirectoryRegistry(tmp_path / "mirror"), "org/task").digest == digest
 
 
-def test_listing_creates_nothing(directory_registry, root):
-    """Asking a registry that does not exist yet does not make it exist."""
-    assert list(directory_registry.names()) == []
-    assert not root.exists()
+@pytest.mark.parametrize("kind", ["missing", "a file"])
+def test_a_registry_that_is_not_there_is_not_empty(root, kind):
+    """A mistyped registry is not found, and not made either: it must not look like an empty one."""
+    directory_registry = DirectoryRegistry(root / "mistyped")
+    if kind == "a file":
+        root.mkdir(exist_ok=True)
+        (root / "mistyped").write_bytes(b"")
+    for ask in (
+        lambda: list(directory_registry.names()),
+        lambda: directory_registry.versions(AdapterRef("org", "task")),
+    ):
+        with pytest.raises(NotFoundError, match="no registry"):
+            ask()
+
+    assert not (root / "mistyped").is_dir()
+
+
+def test_a_version_without_a_manifest_is_none(directory_registry, push, root):
+    """A stray directory is no version: neither listed nor selected, and no obstacle to the others."""
+    published = push(directory_registry, "org/task@1.0.0")
+    (root / "org" / "task" / "2.0.0").mkdir()
+
+    assert list(map(str, directory_registry.versions(published.reference))) == ["1.0.0"]
+    assert str(resolve(directory_registry, AdapterRef.parse("org/task")).reference) == "org/task@1.0.0"
+
+
+def test_a_push_clears_what_killed_pushes_left(directory_registry, push, root):
+    """What lies in staging for more than a day belongs to nobody."""
+    (root / ".staging" / "old").mkdir(parents=True)
+    os.utime(root / ".staging" / "old", (0, 0))
+    (root / ".staging" / "young").mkdir()
+    push(directory_registry, "org/task@1.0.0")
+
+    assert {child.name for child in (root / ".staging").iterdir()} == {"young"}
 
 
 def test_a_file_in_the_way_is_this_machines_fault(directory_registry, push, root):
     """Where a file stands in place of a directory, a push fails with exit code 11 and leaves the file alone."""
-    root.mkdir()
     (root / "org").write_bytes(b"in the way")
 
     with pytest.raises(LoraHubError) as caught:
@@ -150,7 +181,19 @@ class TestOpenRegistry:
         assert "--registry" in caught.value.hint
 
     @pytest.mark.parametrize(
-        "url", ["ftp://host/adapters", "gopher://host", "file://host/adapters", "://adapters", "http://[", "x://[::1"]
+        "url",
+        [
+            "ftp://host/adapters",
+            "file://host/adapters",
+            "://adapters",
+            "http://[",
+            "x://[::1",
+            "hf:org/x",
+            "file://",
+            "file:adapters",
+            "file:///tmp/a%00b",
+            "~nobody-of-this-name/x",
+        ],
     )
     def test_an_unknown_kind_is_a_usage_error(self, url):
         """A URL that this version cannot open is refused, malformed ones included."""

@@ -1,5 +1,6 @@
 """The local store: what is in it was proven, and is proven again each time."""
 
+import json
 import os
 import shutil
 import time
@@ -8,10 +9,19 @@ import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
 from lora_hub import api
-from lora_hub.errors import IntegrityError, LoraHubError, NotFoundError, PolicyError
+from lora_hub.errors import (
+    IntegrityError,
+    LoraHubError,
+    MalformedError,
+    NotFoundError,
+    PolicyError,
+    RegistryError,
+    UsageError,
+)
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import transfer
 from lora_hub.registry.directory import DirectoryRegistry
+from lora_hub.registry.locate import open_registry
 from lora_hub.registry.store import Store, default_store
 
 FILES = [CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
@@ -75,6 +85,37 @@ def test_another_registry_has_versions_of_its_own(published, push, pull, tmp_pat
     push(other, "org/task@1.0.0", seed=7)
 
     assert pull(published, "org/task@1.0.0").digest != pull(other, "org/task@1.0.0").digest
+
+
+def test_a_digest_from_the_store_says_nothing_of_a_registry(published, push, pull, tmp_path):
+    """What the store has by digest is no statement about another registry, whose own version is handed out and kept."""
+    digest = pull(published, "org/task").digest
+    other = DirectoryRegistry(tmp_path / "other")
+    own = push(other, "org/task@1.0.0", seed=7).digest
+    pull(other, f"org/task@{digest}")
+
+    assert pull(other, "org/task@1.0.0").digest == own
+    assert pull(other, "org/task").digest == own
+
+
+def test_a_rewritten_version_stays_refused_after_its_digest_was_used(published, push, pull, tmp_path):
+    """Using the new content by its digest does not make it the accepted version."""
+    pull(published, "org/task")
+    shutil.rmtree(version_directory(tmp_path))
+    new = push(published, "org/task@1.0.0", seed=5).digest
+    pull(published, f"org/task@{new}")
+
+    with pytest.raises(PolicyError):
+        pull(published, "org/task")
+
+
+def test_one_directory_is_one_registry_however_it_is_spelt(published, push, pull, tmp_path, store):
+    """The memory of what was published does not depend on links or dots in the path of the registry."""
+    pulled = pull(published, "org/task")
+    (tmp_path / "link").symlink_to(tmp_path / "registry")
+    spellings = [tmp_path / "link", tmp_path / "registry" / ".." / "registry"]
+
+    assert {store.known_digest(open_registry(s).url, pulled.reference) for s in spellings} == {pulled.digest}
 
 
 @pytest.mark.parametrize("reference", ["org/task@1.0.0", "org/task", "org/task@^1"])
@@ -236,7 +277,7 @@ def test_find_knows_exact_names_and_digests(published, push, pull, store):
 
     assert store.find(one.reference).digest == one.digest
     assert store.find(AdapterRef.parse(f"org/task@{two.digest}")).digest == two.digest
-    with pytest.raises(NotFoundError, match="any of"):
+    with pytest.raises(UsageError, match="any of"):
         store.find(AdapterRef.parse("org/task"))
     with pytest.raises(NotFoundError, match="has no"):
         store.find(AdapterRef.parse("org/task@3.0.0"))
@@ -322,17 +363,16 @@ def test_what_a_registry_published_is_kept_also_after_removal(published, pull, s
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"sha256:", b"../../../x", b"x" * 200])
 def test_a_damaged_note_of_a_version_is_no_dead_end(published, pull, store, content):
-    """A damaged note of what a registry published does no harm, or ends in an error of ours that says what to do."""
+    """A damaged note of what a registry published is an error that names it: nothing is trusted anew by accident."""
     pulled = pull(published, "org/task")
     (note,) = (path for path in (store.root / "versions").rglob("*") if path.is_file())
     note.write_bytes(content)
-    found = hint = None
-    try:
-        found = pull(published, "org/task@1.0.0").digest
-    except LoraHubError as error:
-        hint = error.hint
 
-    assert found == pulled.digest or hint
+    with pytest.raises((IntegrityError, MalformedError)) as caught:
+        pull(published, "org/task@1.0.0")
+    assert str(note) in caught.value.message
+    note.unlink()
+    assert pull(published, "org/task@1.0.0").digest == pulled.digest
 
 
 def test_the_default_store_is_in_the_home(monkeypatch, tmp_path):
@@ -353,3 +393,99 @@ def test_an_adapter_that_is_published_twice_is_stored_once(published, push, pull
 
     assert one.path == two.path
     assert len(list(store.adapters())) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [("org/task@1", True), ("org/task@^1.0", True), ("org/task@2", False), ("org/task@^2", False), ("org/task", True)],
+)
+def test_find_matches_ranges(published, pull, store, reference, found):
+    """A range names what it selects and nothing else: `remove org/task@2` must not remove 1.0.0."""
+    pull(published, "org/task")
+    if found:
+        assert str(store.find(AdapterRef.parse(reference)).manifest.reference) == "org/task@1.0.0"
+    else:
+        with pytest.raises(NotFoundError):
+            store.find(AdapterRef.parse(reference))
+
+
+def test_find_refuses_commits(published, pull, store):
+    """A commit selects nothing in a store that knows none."""
+    pull(published, "org/task")
+
+    with pytest.raises(UsageError, match="commit"):
+        store.find(AdapterRef.parse(f"org/task@{'a' * 40}"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_in_the_store_is_damage(published, pull, store, name):
+    """A file that is gone from the store is damage (6), with the way to mend it, and can be pruned."""
+    pulled = pull(published, "org/task@1.0.0")
+    (pulled.path / name).unlink()
+
+    with pytest.raises(IntegrityError) as caught:
+        pull(published, "org/task@1.0.0")
+    assert f"cache remove {pulled.digest}" in caught.value.hint
+    assert store.prune(unused_for=-1)[0] == [pulled.digest]
+
+
+def test_removing_what_another_process_removed(published, pull, store):
+    """Removing what is gone by now is no error."""
+    pulled = pull(published, "org/task")
+    store.remove(pulled.digest)
+    store.remove(pulled.digest)
+
+    assert not store.has(pulled.digest)
+
+
+def test_prune_between_two_steps_of_a_pull(published, pull, store, monkeypatch):
+    """If an adapter is pruned while it is being pulled, it is fetched again."""
+    pull(published, "org/task")
+    real = Store.read
+
+    def read_after_prune(self, digest):
+        monkeypatch.setattr(Store, "read", real)
+        self.remove(digest)
+        return self.read(digest)
+
+    monkeypatch.setattr(Store, "read", read_after_prune)
+
+    assert pull(published, "org/task").path.is_dir()
+
+
+def test_prune_clears_half_written_notes(published, pull, store):
+    """What a killed process left beside the notes of versions is cleared, too."""
+    pull(published, "org/task")
+    (note,) = (path for path in (store.root / "versions").rglob("*") if path.is_file())
+    note.with_name(".1.0.0.0123").write_bytes(b"")
+    os.utime(note.with_name(".1.0.0.0123"), (0, 0))
+
+    assert store.prune(unused_for=3600) == ([], 1)
+    assert note.is_file()
+
+
+def test_a_size_that_cannot_match_takes_no_memory(published, pull, tmp_path):
+    """A file of another size than the manifest says is refused before it is read."""
+    with (version_directory(tmp_path) / WEIGHTS_NAME).open("r+b") as file:
+        file.truncate(2**42)
+
+    with pytest.raises(IntegrityError, match=str(2**42)):
+        pull(published, "org/task")
+
+
+def test_a_version_that_lost_its_files_is_not_published_already(published, push, tmp_path):
+    """A push that finds its version damaged says so, instead of adopting it."""
+    (version_directory(tmp_path) / WEIGHTS_NAME).unlink()
+
+    with pytest.raises(RegistryError, match="not whole"):
+        push(published, "org/task@1.0.0")
+
+
+def test_unknown_keys_of_a_draft_are_published(directory_registry, tmp_path):
+    """What a newer lora-hub wrote into a draft is not lost when an older one publishes it."""
+    directory = adapter_files().write(tmp_path / "adapter")
+    draft = json.loads(api.load(directory).manifest.to_bytes()) | {"lineage": {"parents": ["org/other@1.0.0"]}}
+    (directory / MANIFEST_NAME).write_text(json.dumps(draft))
+    transfer.push(directory, AdapterRef.parse("org/task@1.0.0"), directory_registry)
+
+    assert json.loads((version_directory(tmp_path) / MANIFEST_NAME).read_text())["lineage"] == draft["lineage"]
