@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # elements of one step of a checksum
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 22  # words of one step of a checksum
+_WORD = 8  # bytes
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -23,11 +23,15 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def checksum(tensor: Tensor) -> tuple[int, int]:
     """Return the sum of the bits of *tensor*, and their sum weighted by position, modulo 2^64, on any device."""
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).flatten()
-    plain = weighted = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        chunk = bits[start : start + _CHUNK].to(torch.int64)
-        position = torch.arange(start, start + chunk.numel(), device=chunk.device)
-        plain += int(chunk.sum())
-        weighted += int((chunk * (2 * position + 1)).sum())
+    content = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if content.storage_offset() % _WORD:
+        content = content.clone()
+    whole = content.numel() // _WORD * _WORD
+    plain, weighted = 0, 0
+    for part in (content[:whole].view(torch.int64), content[whole:].to(torch.int64)):
+        for start in range(0, part.numel(), _CHUNK):
+            words = part[start : start + _CHUNK]
+            odd = torch.arange(2 * start + 1, 2 * (start + words.numel()) + 1, 2, device=words.device)
+            plain += int(words.sum())
+            weighted += int((words * odd).sum())
     return plain % 2**64, weighted % 2**64
