@@ -100,7 +100,8 @@ def apply_adapter(
         scale: Multiplies the delta.
         active: Whether it runs outside of `use`; active adapters add up.
         replace: Whether an adapter of the same name gives way.
-        trainable: Whether A and B become parameters (in float32 at least), to train on; the base is frozen then.
+        trainable: Whether it is to be trained on: A and B become parameters in float32 at least, heads in the dtype of
+            the base, which is frozen.
         allow_other_base: Apply it although its base is of another model type.
         registry: A directory or a URL; by default ``LORA_HUB_REGISTRY``.
 

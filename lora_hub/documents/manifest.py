@@ -101,11 +101,6 @@ class Manifest:
     license: str | None = None
 
     @property
-    def is_draft(self) -> bool:
-        """Whether this manifest was not published yet."""
-        return self.name is None
-
-    @property
     def reference(self) -> AdapterRef | None:
         """``org/task@1.2.0``, or None for a draft."""
         return AdapterRef.parse(f"{self.name}@{self.version}") if self.name else None
@@ -168,8 +163,9 @@ def publish(draft: bytes, *, reference: AdapterRef, created: str) -> bytes:
 
 def differs(one: bytes, other: bytes) -> bool:
     """Whether two manifests say different things, apart from when they were created."""
-    documents = [parse_json_object(content, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST) for content in (one, other)]
-    return documents[0] | {"created": None} != documents[1] | {"created": None}
+    documents = (parse_json_object(c, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST) for c in (one, other))
+    first, second = (canonical_json(document | {"created": None}) for document in documents)
+    return first != second
 
 
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:

@@ -124,36 +124,36 @@ def _check_modules(handle: AppliedAdapter, everything: Mapping[str, nn.Module]) 
 def _exchange(
     patch: ModelPatch, old: AppliedAdapter | None, new: AppliedAdapter, pieces: list[Piece], *, active: bool
 ) -> None:
-    """Take *old* off and put *new* in its place; if that fails, *old* is back as it was."""
-    if old is None:
-        return _put_in_place(patch, new, pieces, active=active)
-    was_active, was_merged, old_pieces = old.active, old.merged, pieces_of(old)
+    """Take *old* off and put *new* in its place; if that fails, everything is as it was."""
+    before = patch.state
+    old_pieces = pieces_of(old) if old is not None else []
+    if old is not None and old.merged:
+        patch.unmerge(old, force=False)
     try:
-        patch.remove(old)
-        return _put_in_place(patch, new, pieces, active=active)
-    except BaseException:
-        patch.detach(old)
-        _put_in_place(patch, old, old_pieces, active=was_active)
-        if was_merged:
-            patch.merge(old)
-        raise
-
-
-def _put_in_place(patch: ModelPatch, handle: AppliedAdapter, pieces: list[Piece], *, active: bool) -> None:
-    """Put *pieces* on their modules and *handle* on the model, or nothing."""
-    try:
-        if handle.trainable:
+        if old is not None:
+            patch.detach(old)
+        if new.trainable:
             patch.freeze_base()
-        for piece in pieces:
-            record = patch_module(piece.module, patch)
-            record.parameter_names[handle.name] = tuple(piece.parameters)
-            for name, parameter in piece.parameters.items():
-                piece.module.register_parameter(name, parameter)
-            if piece.delta is not None:
-                record.deltas[handle.name] = piece.delta
-            if piece.replacement is not None:
-                record.replacements[handle.name] = piece.replacement
-        patch.join(handle, active=active)
+        _put_on_modules(new, pieces)
+        patch.join(new, active=active)
     except BaseException:
-        patch.detach(handle)
+        patch.detach(new)
+        if old is not None:
+            patch.detach(old)
+            _put_on_modules(old, old_pieces)
+            patch.put_back(old, before)
         raise
+    finally:
+        patch.settle()
+
+
+def _put_on_modules(handle: AppliedAdapter, pieces: list[Piece]) -> None:
+    for piece in pieces:
+        record = patch_module(piece.module, handle.patch)
+        record.parameter_names[handle.name] = tuple(piece.parameters)
+        for name, parameter in piece.parameters.items():
+            piece.module.register_parameter(name, parameter)
+        if piece.delta is not None:
+            record.deltas[handle.name] = piece.delta
+        if piece.replacement is not None:
+            record.replacements[handle.name] = piece.replacement

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 
@@ -18,12 +20,14 @@ class FrozenBase:
 
     def freeze(self) -> None:
         """Let no parameter require a gradient."""
-        for module, name, _ in self._requires_grad:
-            module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]  # noqa: SLF001
+        self._set(lambda _: False)
 
     def thaw(self) -> None:
         """Let each parameter require a gradient if it did before."""
-        for module, name, required in self._requires_grad:
+        self._set(lambda before: before)
+
+    def _set(self, rule: Callable[[bool], bool]) -> None:
+        for module, name, before in self._requires_grad:
             parameter = module._parameters.get(name)  # noqa: SLF001
             if parameter is not None:
-                parameter.requires_grad_(required)
+                parameter.requires_grad_(rule(before))

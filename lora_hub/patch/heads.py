@@ -64,7 +64,7 @@ class Head:
     def _place(self, name: str, mine: Tensor, like: Tensor) -> None:
         if mine.device != like.device or mine.dtype != like.dtype:
             with torch.inference_mode(False), torch.no_grad():
-                stored = self._stored[name] if self._stored is not None else mine
+                stored = (self._stored or {}).get(name, mine)
                 mine.data = stored.to(like.device, like.dtype)
 
 

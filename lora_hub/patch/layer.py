@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakValueDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_hub.errors import CompatibilityError, StateError
 from lora_hub.patch.choice import PatchedModel
@@ -172,8 +172,23 @@ def restore_module(module: nn.Module) -> None:
     _rebind_forward(module)
 
 
+def base_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the `state_dict` of *module* without what adapters put there, and without a warning about that."""
+    records = {path: record for path, child in module.named_modules() if (record := record_of(child)) is not None}
+    ours = {
+        ".".join(filter(None, [path, name]))
+        for path, record in records.items()
+        for names in record.parameter_names.values()
+        for name in names
+    }
+    with ExitStack() as stack:
+        for record in records.values():
+            stack.enter_context(showing_parameters(record.patch))
+        return {name: tensor for name, tensor in module.state_dict().items() if name not in ours}
+
+
 def bare_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of *module* as it is without adapters and hooks: own classes, original weights, nothing of ours."""
+    """Return a copy of *module* as it is without adapters: own classes, original weights, no hooks of accelerate."""
     records = {id(child): record for child in module.modules() if (record := record_of(child)) is not None}
     # A record leads to the whole model; in the copy there is nothing in its place.
     twin = copy.deepcopy(module, {id(record): None for record in records.values()})

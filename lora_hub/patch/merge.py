@@ -59,7 +59,8 @@ def _merged_values(module: nn.Module, path: str, record: Record, factors: Mappin
         values["weight"] = delta.add_(weight.to(accumulator)).to(weight.dtype)
     for name in factors:
         if name in record.replacements:
-            values |= record.replacements[name].tensors(module)
+            state = record.replacements[name].tensors(module)
+            values |= {key: value.to(_tensor(module, key).dtype) for key, value in state.items()}
     for name, value in values.items():
         # The other dtypes have float32's exponents: what was finite in the sum stays finite.
         if value.dtype is torch.float16 and not torch.isfinite(value).all():

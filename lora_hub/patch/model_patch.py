@@ -116,8 +116,9 @@ class ModelPatch:
 
     def freeze_base(self) -> None:
         """Let the base have no gradients until the last trainable adapter is removed."""
-        self._frozen = self._frozen or FrozenBase(self.model)
-        self._frozen.freeze()
+        if self._frozen is None:
+            self._frozen = FrozenBase(self.model)
+            self._frozen.freeze()
 
     def remove(self, handle: AppliedAdapter) -> None:
         """Take *handle* off the model; the last one leaves no trace. If this is interrupted, it can be called again."""
@@ -125,6 +126,7 @@ class ModelPatch:
         if handle in self.state.merged:
             self.unmerge(handle, force=False)
         self.detach(handle)
+        self.settle()
 
     def _check_can_leave(self, handle: AppliedAdapter) -> None:
         for path, module in handle.modules.items():
@@ -144,11 +146,22 @@ class ModelPatch:
                     module._parameters.pop(name, None)  # noqa: SLF001
                 restore_module(module)
         self.state = self.state.without(handle)
-        if self._frozen is not None and not any(other.trainable for other in self.state.handles.values()):
+
+    def settle(self) -> None:
+        """Leave no trace of what nobody needs any more: a frozen base, and this state itself."""
+        if self._frozen is not None and not any(handle.trainable for handle in self.state.handles.values()):
             self._frozen.thaw()
             self._frozen = None
         if not self.state.handles:
             self.model.__dict__.pop(PATCH, None)
+
+    def put_back(self, handle: AppliedAdapter, before: State) -> None:
+        """Return to the state *before*, in which *handle* was, after its pieces were put back on its modules."""
+        unmerged = State.of(before.handles, before.active, _without(before.merged, handle))
+        self.model.__dict__[PATCH] = self
+        self.state = unmerged
+        if handle in before.merged:
+            self._set_merged(handle, before, force=True)
 
     def record(self, module: nn.Module) -> Record:
         """Return the record of a *module* that carries adapters."""

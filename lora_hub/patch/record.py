@@ -84,8 +84,8 @@ class Record:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no adapter is left on the module."""
-        return not self.deltas and not self.replacements
+        """Whether nothing is left that the module needs: no adapter, and no originals of merged weights."""
+        return not self.deltas and not self.replacements and self.merged is None
 
     def forget(self, name: str) -> tuple[str, ...]:
         """Drop what the adapter *name* has here, and return the names of its parameters."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_hub.adapter_directory import write_adapter
 from lora_hub.documents.adapter_config import AdapterConfig
@@ -22,7 +22,7 @@ from lora_hub.documents.verified_adapter import VerifiedAdapter, describe, most_
 from lora_hub.errors import CompatibilityError, MalformedError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.factors import Part, PartWeights
-from lora_hub.patch.layer import bare_copy
+from lora_hub.patch.layer import base_state
 from lora_hub.patch.projections import features, linear_modules, modules_by_path
 from lora_hub.patch.weights import (
     DTYPE_NAMES,
@@ -64,7 +64,8 @@ def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
     parts = weights.parts()
     config = _config(adapter.info, parts, adapter.heads, adapter.patch.model)
     # One metadata key only: safetensors writes several in an order that differs between runs.
-    content = to_safetensors(peft_tensors(weights, _widths(adapter.modules, parts)), metadata={"format": "pt"})
+    stacked = peft_tensors(weights, _widths(adapter.modules, parts))
+    content = to_safetensors({key: t.cpu().contiguous() for key, t in stacked.items()}, metadata={"format": "pt"})
     files: dict[str, Bytes] = {CONFIG_NAME: config.to_bytes(), WEIGHTS_NAME: content}
     tensors = read_header(content)
     layout = read_layout(config, tensors, slices_of(parts))
@@ -76,22 +77,45 @@ def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
 def check_can_be_saved(
     model: nn.Module, info: AdapterInfo, modules: Mapping[str, tuple[PartWeights, ...]], heads: Iterable[str]
 ) -> None:
-    """Raise `UsageError` if an adapter of these *modules* and *heads* could not be saved after it was trained."""
+    """Raise `UsageError` if an adapter of these *modules* and *heads* could not be saved after it was trained.
+
+    Looks at names, dtypes and shapes only.
+    """
     everything = modules_by_path(model)
-    weights = AdapterWeights(modules=modules, heads={path: bare_copy(everything[path]).state_dict() for path in heads})
+    states = {path: base_state(everything[path]) for path in heads}
+    for path, state in states.items():
+        _check_nothing_is_shared(path, state)
+    weights = AdapterWeights(
+        modules={p: tuple(PartWeights(w.part, *_on_meta(w)) for w in parts) for p, parts in modules.items()},
+        heads={path: {name: tensor.to("meta") for name, tensor in state.items()} for path, state in states.items()},
+    )
     parts = weights.parts()
-    config = _config(info, parts, weights.heads, model)
     tensors = {}
     for key, tensor in peft_tensors(weights, _widths(everything, parts)).items():
         if tensor.dtype not in DTYPE_NAMES:
             raise UsageError(f"{key!a} is {tensor.dtype}, which no adapter can hold", hint="leave that head out")
         tensors[key] = TensorInfo(dtype=DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape), start=0, stop=0)
     try:
-        read_layout(config, tensors, slices_of(parts))
+        read_layout(_config(info, parts, weights.heads, model), tensors, slices_of(parts))
     except MalformedError as error:
         raise UsageError(
             f"an adapter of these targets could not be saved: {error.message}", hint="name other targets or heads"
         ) from error
+
+
+def _on_meta(weights: PartWeights) -> tuple[Tensor, Tensor]:
+    return weights.lora_A.to("meta"), weights.lora_B.to("meta")
+
+
+def _check_nothing_is_shared(path: str, state: Mapping[str, Tensor]) -> None:
+    names: dict[int, str] = {}
+    for name, tensor in state.items():
+        address = tensor.untyped_storage().data_ptr()
+        if address and names.setdefault(address, name) != name:
+            raise UsageError(
+                f"`{path}.{name}` and `{path}.{names[address]}` are one tensor, which a file cannot say",
+                hint="untie them first, or leave that head out",
+            )
 
 
 def _widths(modules: Mapping[str, nn.Module], parts: Iterable[str]) -> dict[str, int]:

@@ -103,7 +103,7 @@ def peft_tensors(weights: AdapterWeights, widths: Mapping[str, int]) -> dict[str
     tensors = {f"{path}.{name}": tensor for path, head in weights.heads.items() for name, tensor in head.items()}
     for path, parts in weights.modules.items():
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = _stack(parts, widths[path])
-    return {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {f"{PREFIX}{name}": tensor.detach() for name, tensor in tensors.items()}
 
 
 def _stack(parts: tuple[PartWeights, ...], out_features: int) -> tuple[Tensor, Tensor]:

@@ -40,4 +40,6 @@ def _path_of(url: str) -> Path:
         raise UsageError(f"registries of the kind `{parts.scheme}:` are not supported by this version", hint=_HINT)
     if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
         raise UsageError(f"`{url}` names no directory of this machine", hint="write `file:///srv/adapters`")
+    if parts.query or parts.fragment:
+        raise UsageError(f"`{url}` has a query or a fragment", hint="write `?` as %3F and `#` as %23")
     return Path(unquote(parts.path))

@@ -12,6 +12,7 @@ Everything appears and disappears by one rename, so any number of processes may 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -105,12 +106,13 @@ class Store:
             raise NotFoundError(f"the store has no adapter `{digest}`", hint="run `lora-hub pull`")
         try:
             files = read_files(path)
-        except (NotFoundError, MalformedError) as error:
+            # The digest first: what does not have it is damaged, whatever else is wrong with it.
+            found = manifest_digest(bytes(files.get(MANIFEST_NAME, b"")))
+            adapter = verify(files, source=str(path)) if found == digest else None
+        except (NotFoundError, MalformedError, IntegrityError) as error:
             raise self._damaged(digest, error.message) from error
-        found = manifest_digest(bytes(files[MANIFEST_NAME])) if MANIFEST_NAME in files else "none"
-        if found != digest:
-            raise self._damaged(digest, f"its manifest has the digest {found}")
-        adapter = verify(files, source=str(path))
+        if adapter is None:
+            raise self._damaged(digest, f"the digest of its manifest is {found}")
         # When it was last used, for `prune`; a store that may only be read is still a store.
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -194,14 +196,21 @@ class Store:
         """Remove adapters unused for *unused_for* seconds, and leftovers of killed processes; return both."""
         limit = time.time() - unused_for
         with machine_errors():
-            old = [digest for digest in self._digests() if self.path(digest).stat().st_mtime < limit]
+            old = [digest for digest in self._digests() if self._last_used(digest) < limit]
             for digest in old:
                 self.remove(digest)
             notes = (self.root / "versions").rglob(".*")  # half-written ones; no version begins with a dot
             return old, remove_leftovers(self._staging, older_than=_STALE) + remove_old(notes, older_than=_STALE)
 
+    def _last_used(self, digest: str) -> float:
+        try:
+            return self.path(digest).stat().st_mtime
+        except FileNotFoundError:  # another process removed it
+            return math.inf
+
     def _digests(self) -> list[str]:
-        return sorted(filter(is_digest, (f"sha256:{path.name}" for path in (self.root / "adapters").glob("*"))))
+        with machine_errors():
+            return sorted(filter(is_digest, (f"sha256:{path.name}" for path in (self.root / "adapters").glob("*"))))
 
     def _problem(self, digest: str) -> LoraHubError | None:
         try:

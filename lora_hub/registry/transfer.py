@@ -10,7 +10,14 @@ from pathlib import Path
 from lora_hub.adapter_directory import read_files
 from lora_hub.documents.manifest import MANIFEST_NAME, differs, publish
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
-from lora_hub.errors import IntegrityError, NotFoundError, UsageError, VersionConflictError
+from lora_hub.errors import (
+    IntegrityError,
+    MalformedError,
+    NotFoundError,
+    RegistryError,
+    UsageError,
+    VersionConflictError,
+)
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.registry import PublishedVersion, Registry, resolve
 from lora_hub.registry.store import Store
@@ -52,6 +59,7 @@ def push(directory: Path, reference: AdapterRef, registry: Registry) -> Pushed:
     derived = verify(files, source=str(directory)).manifest.to_bytes()
     draft = bytes(files.get(MANIFEST_NAME, derived))
     content = publish(draft, reference=reference, created=_now())
+    verify({**files, MANIFEST_NAME: content}, source=str(directory))
     is_new = registry.publish(reference, {**files, MANIFEST_NAME: content})
     digest = manifest_digest(content) if is_new else _adopt(registry, reference, content)
     return Pushed(reference=reference, digest=digest, registry=registry.url, is_new=is_new)
@@ -59,8 +67,14 @@ def push(directory: Path, reference: AdapterRef, registry: Registry) -> Pushed:
 
 def _adopt(registry: Registry, reference: AdapterRef, mine: bytes) -> str:
     """Return the digest of what is published, which must be the same content: all but the time of its first push."""
-    published = registry.manifest(reference)
-    if differs(published, mine):
+    try:
+        published = registry.manifest(reference)
+        is_other = differs(published, mine)
+    except (NotFoundError, MalformedError) as error:
+        raise RegistryError(
+            f"`{reference}` in `{registry.url}` is not whole: {error.message}", hint="ask who runs the registry"
+        ) from error
+    if is_other:
         raise VersionConflictError(
             f"`{reference}` is published in `{registry.url}` with other content ({manifest_digest(published)})",
             hint="a published version never changes: publish the next one",

@@ -283,8 +283,8 @@ def test_a_draft_has_no_reference():
     draft = Manifest.parse((VECTORS / "valid" / "draft.json").read_bytes())
     published = Manifest.parse((VECTORS / "valid" / "published.json").read_bytes())
 
-    assert (draft.is_draft, draft.reference) == (True, None)
-    assert (published.is_draft, str(published.reference)) == (False, "org/task@1.2.0")
+    assert (draft.name, draft.reference) == (None, None)
+    assert str(published.reference) == "org/task@1.2.0"
 
 
 def test_size_is_the_sum_of_the_files():

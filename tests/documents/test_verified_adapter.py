@@ -134,7 +134,7 @@ class TestDerivedManifest:
         assert manifest.lora.targets == ("q_proj", "v_proj")
         assert manifest.lora.dtype == "float32"
         assert manifest.lora.parameters == 2 * (2 * (8 + 8) + 2 * (8 + 4))
-        assert manifest.is_draft
+        assert manifest.name is None
 
     def test_it_is_a_function_of_the_bytes(self):
         """The same bytes give the same digest, other bytes another one."""

@@ -747,3 +747,36 @@ def test_layer_that_returns_its_input_is_not_changed_in_place():
         model(x)
 
     assert torch.equal(x, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_interrupted_replace_of_a_merged_adapter(model, saved, monkeypatch, call):
+    """Wherever a replacement of a merged adapter is interrupted, it is merged once, and the base comes back."""
+    from lora_hub.patch import model_patch
+
+    weights = state(model)
+    old = lora_hub.apply_adapter(model, saved, name="task")
+    old.merge()
+    merged = state(model)
+    interrupt(monkeypatch, model_patch, "remerge", call)
+
+    with pytest.raises(Interrupted):
+        lora_hub.apply_adapter(model, saved, name="task", replace=True)
+    assert same_bits(state(model), merged)
+    old.remove()
+    assert same_bits(state(model), weights)
+
+
+def test_failed_replace_keeps_the_order_and_what_was_unfrozen(model, saved, monkeypatch):
+    """After a failed replacement the order of the adapters is as it was, and a layer unfrozen by hand stays so."""
+    from lora_hub.patch import attach
+
+    lora_hub.add_adapter(model, "a")
+    lora_hub.apply_adapter(model, saved, name="b")
+    unfrozen = next(model.parameters()).requires_grad_(True)
+    interrupt(monkeypatch, attach, "patch_module", 2)
+
+    with pytest.raises(Interrupted):
+        lora_hub.add_adapter(model, "a", replace=True)
+    assert list(lora_hub.adapters(model)) == ["a", "b"]
+    assert unfrozen.requires_grad

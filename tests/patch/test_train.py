@@ -518,3 +518,62 @@ def test_what_could_not_be_saved_is_not_trained(child, options):
     with pytest.raises(UsageError):
         lora_hub.add_adapter(model, "task", **{"targets": ("proj",)} | options)
     assert dict(lora_hub.adapters(model)) == {}
+
+
+def test_offloaded_head_is_refused():
+    """A head whose weights are elsewhere cannot be copied: an error of ours, with the remedy."""
+    model = models.bert()
+    model.classifier.to("meta")
+
+    with pytest.raises(StateError, match="offloaded"):
+        lora_hub.add_adapter(model, "task", modules_to_save=("classifier",))
+
+
+def test_head_with_weights_tied_inside_is_refused():
+    """Two names of one tensor cannot be written into a file, which is said before the training."""
+    head = torch.nn.ModuleDict({"k": torch.nn.Linear(4, 4), "l": torch.nn.Linear(4, 4)})
+    head["k"].weight = head["l"].weight
+    model = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "head": head})
+
+    with pytest.raises(UsageError, match="are one tensor"):
+        lora_hub.add_adapter(model, "task", targets=("proj",), modules_to_save=("head",))
+
+
+class Scaled(torch.nn.Linear):
+    """A layer with a buffer that is not saved."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.register_buffer("factor", torch.ones(1), persistent=False)
+
+    def forward(self, x):
+        """Scale the output."""
+        return super().forward(x) * self.factor
+
+
+def test_head_with_a_buffer_that_is_not_saved(tmp_path):
+    """A buffer outside of `state_dict` follows the module to another dtype as well."""
+    model = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "head": Scaled()})
+    handle = lora_hub.add_adapter(model, "task", targets=("proj",), modules_to_save=("head",))
+    lora_hub.save_adapter(handle, tmp_path / "saved")
+    handle.remove()
+    lora_hub.apply_adapter(model, tmp_path / "saved")
+    model.double()
+
+    assert model["head"](torch.ones(2, 4, dtype=torch.float64)).dtype is torch.float64
+
+
+def test_head_that_does_not_fit_float16_is_not_merged(tmp_path):
+    """A head in float32 that float16 cannot hold is refused when it is merged, and nothing changes."""
+    model = models.bert()
+    handle = lora_hub.add_adapter(model, "task", modules_to_save=("classifier",))
+    models.randomise([p for n, p in model.named_parameters() if "head__" in n], scale=1e6)
+    lora_hub.save_adapter(handle, tmp_path / "saved")
+    handle.remove()
+    model.half()
+    before = state(model)
+    applied = lora_hub.apply_adapter(model, tmp_path / "saved")
+
+    with pytest.raises(StateError, match="too large"):
+        applied.merge()
+    assert same_bits(state(model), before)

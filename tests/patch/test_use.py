@@ -415,6 +415,22 @@ def test_choices_keep_no_model_alive():
     assert [ref() for ref in watch] == [None, None]
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_nested_checkpoints_under_another_choice(chain, x, reentrant):
+    """A checkpoint inside of a checkpoint, with the backward in another block: both keep the choice of the forward."""
+    expected = expected_gradients(chain, x, "task")
+
+    def outer(value):
+        return checkpoint(lambda v: forward(chain, v, None), value, use_reentrant=reentrant)
+
+    with lora_hub.use(chain, "task"):
+        y = checkpoint(outer, x, use_reentrant=reentrant)
+    with lora_hub.use(chain, "style"):
+        y.sum().backward()
+
+    assert same(gradients(chain), expected)
+
+
 def test_forwards_without_a_backward_keep_nothing_alive():
     """Inside of a block, a graph that no backward ever runs through is freed with its last reference."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Softmax(dim=-1))

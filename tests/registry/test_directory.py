@@ -192,6 +192,8 @@ class TestOpenRegistry:
             "file://",
             "file:adapters",
             "file:///tmp/a%00b",
+            "file:///a?b",
+            "file:///a#b",
             "~nobody-of-this-name/x",
         ],
     )

@@ -489,3 +489,36 @@ def test_unknown_keys_of_a_draft_are_published(directory_registry, tmp_path):
     transfer.push(directory, AdapterRef.parse("org/task@1.0.0"), directory_registry)
 
     assert json.loads((version_directory(tmp_path) / MANIFEST_NAME).read_text())["lineage"] == draft["lineage"]
+
+
+@pytest.mark.parametrize("damage", ["appended", "flipped"])
+def test_every_damage_in_the_store_says_how_to_mend_it(published, pull, damage):
+    """Whatever happened to a stored file, the hint is the command that removes it."""
+    pulled = pull(published, "org/task@1.0.0")
+    path = pulled.path / WEIGHTS_NAME
+    path.write_bytes(path.read_bytes() + b"x") if damage == "appended" else flip(path)
+
+    with pytest.raises(IntegrityError) as caught:
+        pull(published, "org/task@1.0.0")
+    assert caught.value.hint == f"run `lora-hub cache remove {pulled.digest}` and pull again"
+
+
+def test_a_manifest_that_grows_too_large_is_not_published(directory_registry, tmp_path):
+    """What nobody could read again is refused before it is published for good."""
+    directory = adapter_files().write(tmp_path / "adapter")
+    draft = json.loads(api.load(directory).manifest.to_bytes()) | {"notes": [0] * 60_000}
+    (directory / MANIFEST_NAME).write_text(json.dumps(draft, separators=(",", ":")))
+
+    with pytest.raises(MalformedError, match="at most"):
+        transfer.push(directory, AdapterRef.parse("org/task@1.0.0"), directory_registry)
+    assert list(directory_registry.names()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_a_version_that_is_not_whole_is_the_registrys_fault(published, push, tmp_path, content):
+    """A push that meets a broken version blames the registry (4), not the pushed directory."""
+    manifest = version_directory(tmp_path) / MANIFEST_NAME
+    manifest.unlink() if content is None else manifest.write_bytes(content)
+
+    with pytest.raises(RegistryError, match="not whole"):
+        push(published, "org/task@1.0.0")
