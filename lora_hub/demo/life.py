@@ -116,13 +116,18 @@ def run(*, steps: int, bar: Bar) -> Report:
         with clock.step("remove both"):
             for handle in handles.values():
                 handle.remove()
-    manifest = pulled["package"].adapter.manifest
+    accuracies = {
+        n: Accuracy(question=q, classes=len(tasks[n].classes), bare=bare[n], adapted=adapted[n], merged=merged[n])
+        for n, q in TASKS.items()
+    }
+    return _report(material, accuracies, pulled["package"], clock, before)
+
+
+def _report(material: _Material, accuracies: dict[str, Accuracy], pulled: Pulled, clock: _Clock, before: str) -> Report:
+    manifest = pulled.adapter.manifest
     return Report(
         texts=len(material.test_texts),
-        accuracies={
-            n: Accuracy(question=q, classes=len(tasks[n].classes), bare=bare[n], adapted=adapted[n], merged=merged[n])
-            for n, q in TASKS.items()
-        },
+        accuracies=accuracies,
         base_parameters=sum(parameter.numel() for parameter in material.model.parameters()),
         trained_parameters=manifest.lora.parameters,
         base_bytes=(weights_folder() / "model.safetensors").stat().st_size,

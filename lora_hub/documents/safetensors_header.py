@@ -54,7 +54,9 @@ def read_header(content: Bytes) -> dict[str, TensorInfo]:
     header = parse_json_object(bytes(content[_LENGTH:start]), what="the safetensors header", limit=MAX_HEADER)
     _check_metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise MalformedError(f"the safetensors file has {len(header)} tensors, at most {MAX_TENSORS} are read")
+        raise MalformedError(
+            f"the safetensors file has {len(header)} tensors, at most {MAX_TENSORS} are read", hint="it is no adapter"
+        )
     tensors = {name: _tensor_info(name, entry, start) for name, entry in header.items()}
     _check_no_gaps(tensors, start, len(content))
     return tensors
