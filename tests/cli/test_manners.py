@@ -190,7 +190,9 @@ def test_a_full_output_device_is_this_machines_fault():
 def test_ctrl_c_ends_with_130(tmp_path):
     """A process that is interrupted while it works ends with 130 and one word on stderr."""
     script = (
-        "import sys, time, lora_hub.api, lora_hub.cli\n"
+        "import signal, sys, time, lora_hub.api, lora_hub.cli\n"
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_a, **_o): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
         "lora_hub.api.pull = wait\n"
         "lora_hub.cli.main(['pull', 'org/task'])\n"
