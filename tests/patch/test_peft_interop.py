@@ -14,7 +14,7 @@ CASES = {
     "rsLoRA": lambda family: {"target_modules": list(family.attention), "use_rslora": True},
     "patterns": lambda family: {
         "target_modules": list(family.attention),
-        "rank_pattern": {family.attention[0]: 3, f"1.{'attn.c_proj'}": 5},
+        "rank_pattern": {family.attention[0]: 3, "1.attn.c_proj": 5},
         "alpha_pattern": {family.attention[-1]: 7},
     },
     "regular expression": lambda family: {"target_modules": rf".*({'|'.join(family.q_and_v)})"},
