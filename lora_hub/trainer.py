@@ -51,13 +51,14 @@ def _saving_adapters(model: nn.Module) -> Iterator[None]:
     """While this is entered, `save_pretrained` of *model* writes its adapters instead of its weights."""
     _check_can_be_saved(model)
     attributes = find_patch(model).model.__dict__
-    own = {name: attributes[name] for name in ("save_pretrained",) if name in attributes}
+    own = attributes.get("save_pretrained")
     attributes["save_pretrained"] = functools.partial(_save_adapters, model)
     try:
         yield
     finally:
         del attributes["save_pretrained"]
-        attributes |= own
+        if own is not None:
+            attributes["save_pretrained"] = own
 
 
 def _check_can_be_saved(model: nn.Module) -> None:

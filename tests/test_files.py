@@ -279,3 +279,25 @@ class TestAdapterDirectory:
         """A full disk while saving has exit code 11."""
         with pytest.raises(MachineError, match="no space left"):
             write_adapter(tmp_path / "adapter", adapter_files().files())
+
+
+def test_what_is_published_is_durable_before_it_is_visible(tmp_path, monkeypatch):
+    """Files and their directory are synced before the rename that shows them, the place of the name after it."""
+    events, fsync, rename = [], os.fsync, Path.rename
+
+    def record_sync(descriptor):
+        events.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def record_rename(source, target):
+        events.append("renamed")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    publish(tmp_path, b"content")
+    before, after = events[: events.index("renamed")], events[events.index("renamed") + 1 :]
+    temporary = next(Path(path).parent for path in before if path.endswith("/file"))
+
+    assert before.index(str(temporary / "file")) < before.index(str(temporary))
+    assert after == [str(tmp_path / "a")]

@@ -96,16 +96,10 @@ def prune(days: int, as_json: bool) -> None:
 
 def _find(ref: str) -> StoredAdapter:
     from lora_hub import api
-    from lora_hub.errors import NotFoundError
     from lora_hub.reference import AdapterRef
 
-    if not ref.startswith("sha256:"):
-        return api.store().find(AdapterRef.parse(ref))
-    has = api.store().has(ref)
-    stored = next((s for s in api.store().adapters() if s.digest == ref), None) if has else None
-    if stored is None:
-        raise NotFoundError(f"the store has no `{ref}`", hint="run `lora-hub cache list` to see what it has")
-    return stored
+    store = api.store()
+    return store.describe(ref) if ref.startswith("sha256:") else store.find(AdapterRef.parse(ref))
 
 
 def _digest(ref: str) -> str:

@@ -20,7 +20,7 @@ class Head:
     """
 
     def __init__(self, module: nn.Module, values: Mapping[str, Tensor] | None, path: str) -> None:
-        if any(tensor.device.type == "meta" for tensor in module.state_dict().values()):
+        if any(tensor.device.type == "meta" for tensor in (*module.parameters(), *module.buffers())):
             raise StateError(f"`{path}` is offloaded, so it cannot be replaced", hint="load the model on a device")
         self._copy = bare_copy(module).requires_grad_(False)
         # The tensors as they were read: the copy computes in the base's dtype, a save gives back what was read.

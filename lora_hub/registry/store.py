@@ -127,13 +127,19 @@ class Store:
     def adapters(self) -> Iterator[StoredAdapter]:
         """Yield what is here, by digest; what cannot be read any more is left to `verify` and `remove`."""
         for digest in self._digests():
-            path = self.path(digest)
-            try:
-                last_used = path.stat().st_mtime
-                _, manifest = read_manifest(path)
-            except (NotFoundError, MalformedError, FileNotFoundError):
-                continue
-            yield StoredAdapter(digest=digest, path=path, manifest=manifest, last_used=last_used)
+            with contextlib.suppress(NotFoundError, MalformedError):
+                yield self.describe(digest)
+
+    def describe(self, digest: str) -> StoredAdapter:
+        """Return what lies under *digest*, by its manifest alone; raise `NotFoundError` if nothing does."""
+        path = self.path(digest)
+        try:
+            last_used = path.stat().st_mtime
+        except FileNotFoundError as error:
+            hint = "run `lora-hub cache list` to see what it has"
+            raise NotFoundError(f"the store has no `{digest}`", hint=hint) from error
+        _, manifest = read_manifest(path)
+        return StoredAdapter(digest=digest, path=path, manifest=manifest, last_used=last_used)
 
     def find(self, reference: AdapterRef) -> StoredAdapter:
         """Return the one stored adapter that *reference* (a digest or an exact version) names.

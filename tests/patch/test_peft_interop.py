@@ -1,5 +1,10 @@
 """Promise 3: the same adapter gives the same outputs in PEFT and here, in both directions."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import models
 import pytest
 import torch
@@ -200,3 +205,25 @@ def test_stored_dtype_is_kept(stored, tmp_path):
     lora_hub.save_adapter(adapter, tmp_path / "ours")
 
     assert same_bits(load_file(path), load_file(tmp_path / "ours" / "adapter_model.safetensors"))
+
+
+def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
+    """Promise 7: in processes with other hash seeds the same adapter is saved as the same bytes."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import models, lora_hub\n"
+        "model = models.bert()\n"
+        "handle = lora_hub.add_adapter(model, 'task', targets=('q', 'v', 'o'), modules_to_save=('classifier',))\n"
+        "models.randomise(models.adapter_parameters(model))\n"
+        "lora_hub.save_adapter(handle, sys.argv[2])\n"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", script, str(Path(models.__file__).parent), str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+
+    assert one == two
