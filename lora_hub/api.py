@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
+from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.lock_file import LockFile
+from lora_hub.documents.manifest import Manifest
+from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.errors import PolicyError
 from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
-from lora_hub.registry import transfer
+from lora_hub.registry import lock as locks
+from lora_hub.registry import network
+from lora_hub.registry import pull as pulls
+from lora_hub.registry import push as pushes
+from lora_hub.registry.fetch import Progress, no_progress
+from lora_hub.registry.find import find
 from lora_hub.registry.locate import open_registry
-from lora_hub.registry.registry import Registry
+from lora_hub.registry.published import Published
+from lora_hub.registry.pull import Pulled, Terms
+from lora_hub.registry.push import Pushed
+from lora_hub.registry.registry import Found, Registry
 from lora_hub.registry.store import Store, default_store
-from lora_hub.registry.transfer import Pulled, Pushed
+from lora_hub.registry.trust import TrustFile, default_trust, is_trusted, pin_of
 from lora_hub.version import Version
 
 if TYPE_CHECKING:
@@ -24,55 +40,243 @@ if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
 RegistryLike = str | os.PathLike[str] | Registry | None
+ReferenceLike = str | AdapterRef
+PathLike = str | os.PathLike[str]
 
 
-def push(directory: str | os.PathLike[str], reference: str | AdapterRef, *, registry: RegistryLike = None) -> Pushed:
+def push(
+    directory: PathLike, reference: ReferenceLike, *, registry: RegistryLike = None, private: bool = False
+) -> Pushed:
     """Publish the adapter in *directory* as the immutable version *reference* (``org/task@1.2.0``).
 
-    The same content again is a success; nothing is written into *directory*.
+    The same content again is a success; nothing is written into *directory*. What was published on the Hub or in an
+    object store is pinned in this user's trust policy.
 
     Args:
         directory: What `save_adapter` or PEFT's ``save_pretrained`` wrote.
         reference: An exact version.
-        registry: A directory or a URL; by default ``LORA_HUB_REGISTRY``.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        private: Whether a repository that does not exist yet is made a private one.
 
     Raises:
         VersionConflictError: The version exists with other content.
         MalformedError, IntegrityError: The directory holds no adapter that could be applied.
+        RegistryError: Registry, network or login refused; nothing half-published can be seen, and the same call again
+            completes what was begun.
     """
-    return transfer.push(Path(directory), _as_reference(reference), _as_registry(registry))
+    opened = _as_registry(registry, private=private)
+    return pushes.push(Path(directory), _as_reference(reference), opened, default_store(), default_trust())
 
 
-def pull(reference: str | AdapterRef, *, registry: RegistryLike = None) -> Pulled:
+def pull(
+    reference: ReferenceLike,
+    *,
+    registry: RegistryLike = None,
+    digest: str | None = None,
+    offline: bool = False,
+    progress: Progress = no_progress,
+) -> Pulled:
     """Bring the version that *reference* selects into the local store, every byte proven, and say where it lies.
 
     Args:
-        reference: ``org/task`` (the newest release), ``org/task@1.2.0``, ``@^1.2``, ``@1`` or ``@sha256:…``.
-        registry: A directory or a URL; by default ``LORA_HUB_REGISTRY``.
+        reference: ``org/task`` (the newest release), ``org/task@1.2.0``, ``@^1.2``, ``@1``, ``@<commit>`` or
+            ``@sha256:…``.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        digest: What its manifest must have; naming it is trust enough.
+        offline: Use no network; ``HF_HUB_OFFLINE=1`` says the same.
+        progress: How to show what comes; ``progress(label, total bytes)`` opens a bar.
 
     Raises:
         NotFoundError: No such adapter or version.
+        UntrustedError: It comes from the Hub or an object store, and neither a pin nor *digest* vouches for it.
         IntegrityError: Bytes do not match their digests.
-        PolicyError: A version that was pulled before is another one now.
+        PolicyError: A version that was pinned or pulled before is another one now.
+        RegistryError: Registry, network or login refused.
     """
-    return transfer.pull(_as_reference(reference), _as_registry(registry), default_store())
+    terms = _terms(offline=offline, progress=progress)
+    return pulls.pull(_as_reference(reference), _as_registry(registry), default_store(), terms, digest=digest)
 
 
-def load(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike = None) -> VerifiedAdapter:
+def pull_locked(
+    wanted: Iterable[ReferenceLike] = (),
+    *,
+    lock: PathLike = locks.DEFAULT_PATH,
+    registry: RegistryLike = None,
+    offline: bool = False,
+    progress: Progress = no_progress,
+) -> list[Pulled]:
+    """Bring exactly what the lock file says into the local store: all of it, or only the references *wanted*.
+
+    The digests in the lock file are trust enough. *registry*, a mirror say, stands in for those in the file.
+
+    Raises:
+        PolicyError: A reference is not locked, or a registry has something else than what was locked; nothing came.
+    """
+    locked = locks.read_lock(Path(lock))
+    entries = [locked.entry(_as_reference(reference)) for reference in wanted] or list(locked.entries)
+    terms = _terms(offline=offline, progress=progress)
+    mirror = None if registry is None else _as_registry(registry)
+    return locks.pull_locked(entries, lambda url: mirror or open_registry(url), default_store(), terms)
+
+
+def lock(
+    wanted: Sequence[ReferenceLike] = (), *, lock: PathLike = locks.DEFAULT_PATH, registry: RegistryLike = None
+) -> LockFile:
+    """Write into the lock file what the references *wanted* mean now, or what all in it mean now; return it.
+
+    Raises:
+        UntrustedError: One of them is not trusted; nothing is written then.
+    """
+    path, named = Path(lock), [_as_reference(reference) for reference in wanted]
+    if named:
+        opened = _as_registry(registry)
+        pairs = [(reference, opened) for reference in named]
+    else:
+        given = None if registry is None else _as_registry(registry)
+        entries = locks.read_lock(path).entries
+        pairs = [(AdapterRef.parse(e.reference), given or open_registry(e.registry)) for e in entries]
+    return locks.lock(path, pairs, _terms())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What an adapter is by its small files: no weights were read unless it is a directory.
+
+    ``is_trusted`` is None for a directory, which is trusted by being named; ``modules`` is None where no tensor was
+    looked at.
+    """
+
+    source: str
+    digest: str
+    manifest: Manifest
+    config: AdapterConfig
+    reference: AdapterRef | None = None
+    commit: str | None = None
+    is_trusted: bool | None = None
+    modules: int | None = None
+
+
+def info(source: PathLike | AdapterRef, *, registry: RegistryLike = None) -> Description:
+    """Return what the adapter *source*, a directory or a reference, is. On the Hub: at most four small requests."""
+    named = references.parse(source)
+    if isinstance(named, Path):
+        return _describe(read_adapter(named))
+    opened, terms = _as_registry(registry), _terms()
+    kept = pulls.find_in_store(named, opened, default_store(), terms, named.digest)
+    if kept is not None:
+        return dataclasses.replace(
+            _describe(kept.adapter), source=opened.url, reference=kept.reference, commit=kept.commit, is_trusted=True
+        )
+    published = _published(named, opened, terms)
+    return Description(
+        source=opened.url,
+        digest=published.digest,
+        manifest=published.document,
+        config=published.read_config(),
+        reference=published.reference,
+        commit=published.snapshot.commit,
+        is_trusted=is_trusted(terms.policy, opened, published, digest=named.digest),
+    )
+
+
+def _describe(adapter: VerifiedAdapter) -> Description:
+    return Description(
+        source=adapter.source,
+        digest=adapter.digest,
+        manifest=adapter.manifest,
+        config=adapter.config,
+        reference=adapter.manifest.reference,
+        modules=len(adapter.layout.modules),
+    )
+
+
+def load(
+    source: PathLike | AdapterRef,
+    *,
+    registry: RegistryLike = None,
+    digest: str | None = None,
+    lock: PathLike | None = None,
+) -> VerifiedAdapter:
     """Return the proven adapter that *source*, a directory or a reference, names."""
     named = references.parse(source)
-    return read_adapter(named) if isinstance(named, Path) else pull(named, registry=registry).adapter
+    if isinstance(named, Path):
+        adapter = read_adapter(named)
+        if digest not in {None, adapter.digest}:
+            raise PolicyError(
+                f"`{named}` has the digest {adapter.digest}, not {digest}", hint="check what was asked for"
+            )
+        return adapter
+    if lock is not None:
+        return pull_locked([named], lock=lock, registry=registry)[0].adapter
+    return pull(named, registry=registry, digest=digest).adapter
 
 
 def list_adapters(prefix: str = "", *, registry: RegistryLike = None) -> dict[str, list[Version]]:
-    """Return the versions, newest first, of every adapter of the registry whose ``org/task`` begins with *prefix*."""
+    """Return the versions, newest first, of every adapter of the registry whose ``org/task`` begins with *prefix*.
+
+    On the Hub, *prefix* must name an organisation: ``org/``.
+    """
     opened = _as_registry(registry)
-    names = [name for name in opened.names() if name.startswith(prefix)]
-    return {name: opened.versions(AdapterRef.parse(name))[::-1] for name in names}
+    listed = {prefix: opened.listing(AdapterRef.parse(prefix))} if AdapterRef.is_name(prefix) else {}
+    if not any(listing.versions for listing in listed.values()):
+        listed = {name: opened.listing(AdapterRef.parse(name)) for name in opened.names(prefix)}
+    return {name: list(listing.versions)[::-1] for name, listing in listed.items()}
+
+
+def search(text: str = "", *, base: str | None = None, limit: int = 20, registry: RegistryLike = None) -> list[Found]:
+    """Return at most *limit* adapters whose name holds *text* and that were trained on the base model *base*."""
+    return list(_as_registry(registry).search(text, base=base, limit=limit))
+
+
+def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
+    """Pin what the references *wanted* mean now, by commit and digest, so that they may be used: all, or none.
+
+    Args:
+        wanted: References; each is pinned as the exact version or commit that it means now.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        digest: What was shown to the user; anything else is refused.
+
+    Raises:
+        PolicyError: One of them has another *digest*, or is pinned to another one already.
+    """
+    opened = _as_registry(registry)
+    pins = [_pin(_as_reference(reference), opened, digest) for reference in wanted]
+    default_trust().add(pins)
+    return pins
+
+
+def unpin(reference: ReferenceLike, *, registry: RegistryLike = None) -> Pin:
+    """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
+    return default_trust().remove(_as_registry(registry).url, _as_reference(reference))
+
+
+def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
+    published = _published(reference, registry, _terms())
+    expected = pulls.expected_digest(reference, digest)
+    if expected not in {None, published.digest}:
+        raise PolicyError(
+            f"`{published.reference}` in `{registry.url}` has the digest {published.digest}, not {expected}",
+            hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
+        )
+    return pin_of(registry, published)
+
+
+def _published(reference: AdapterRef, registry: Registry, terms: Terms) -> Published:
+    pulls.check_may_connect(reference, registry, terms)
+    return find(registry, reference, terms.policy, reference.digest).published
+
+
+def trust() -> TrustFile:
+    """Return the trust policy of this user."""
+    return default_trust()
+
+
+def _terms(*, offline: bool = False, progress: Progress = no_progress) -> Terms:
+    return Terms(policy=default_trust().read(), offline=offline or network.is_offline(), progress=progress)
 
 
 def store() -> Store:
-    """Return the local store: under ``LORA_HUB_HOME``, or in the user's cache directory."""
+    """Return the local store of this user."""
     return default_store()
 
 
@@ -87,6 +291,8 @@ def apply_adapter(
     trainable: bool = False,
     allow_other_base: bool = False,
     registry: RegistryLike = None,
+    digest: str | None = None,
+    lock: PathLike | None = None,
 ) -> AppliedAdapter:
     """Return a handle on the adapter that *source* names, now attached to *model*.
 
@@ -103,15 +309,21 @@ def apply_adapter(
         trainable: Whether it is to be trained on: A and B become parameters in float32 at least, heads in the dtype of
             the base, which is frozen.
         allow_other_base: Apply it although its base is of another model type.
-        registry: A directory or a URL; by default ``LORA_HUB_REGISTRY``.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        digest: What the digest of its manifest must be; naming it is trust enough.
+        lock: A lock file: the reference means what stands there.
 
     Raises:
         CompatibilityError: It does not fit this model, which is as it was.
         MalformedError, IntegrityError, NotFoundError: There is no such adapter, or not a whole one.
+        UntrustedError: It comes from the Hub or an object store, and nothing vouches for it.
+        PolicyError: It is not what was pinned or locked.
     """
     with needs_torch("applying an adapter"):
         from lora_hub.patch.attach import Options, apply
-    adapter = source if isinstance(source, VerifiedAdapter) else load(source, registry=registry)
+    adapter = (
+        source if isinstance(source, VerifiedAdapter) else load(source, registry=registry, digest=digest, lock=lock)
+    )
     options = Options(
         name=name if name is not None else _default_name(source, adapter),
         scale=scale,
@@ -131,9 +343,10 @@ def _default_name(source: str | os.PathLike[str] | AdapterRef | VerifiedAdapter,
     return published.task if published is not None else "adapter"
 
 
-def _as_reference(reference: str | AdapterRef) -> AdapterRef:
+def _as_reference(reference: ReferenceLike) -> AdapterRef:
     return reference if isinstance(reference, AdapterRef) else AdapterRef.parse(reference)
 
 
-def _as_registry(registry: RegistryLike) -> Registry:
-    return open_registry(registry) if registry is None or isinstance(registry, str | os.PathLike) else registry
+def _as_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
+    is_named = registry is None or isinstance(registry, str | os.PathLike)
+    return open_registry(registry, private=private) if is_named else registry  # type: ignore[arg-type, return-value]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedRandom
 from pathlib import Path
+from types import MappingProxyType
 
 from lora_hub.documents.fields import Bytes
 from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError
@@ -82,17 +85,17 @@ def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
-def write_files(directory: Path, files: Mapping[str, Bytes]) -> None:
+def write_files(directory: Path, files: Mapping[str, Bytes], *, mode: int = 0o666) -> None:
     """Write *files* into *directory*, which is made if need be: each file is the old one or the new one, never a part.
 
     All are written beside their places first, so that a full disk changes nothing; then they are moved there in the
-    order in which they are given.
+    order in which they are given. *mode* is their permissions, less the umask.
     """
     make_directory(directory)
     staged = {name: directory / f".{name}.{uuid.uuid4().hex}" for name in files}
     try:
         for name, content in files.items():
-            _write_and_sync(staged[name], content)
+            _write_and_sync(staged[name], content, mode)
         for name, temporary in staged.items():
             temporary.replace(directory / name)
             sync_directory(directory)
@@ -101,8 +104,12 @@ def write_files(directory: Path, files: Mapping[str, Bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def publish_directory(target: Path, files: Mapping[str, Bytes], *, staging: Path) -> bool:
+def publish_directory(
+    target: Path, files: Mapping[str, Bytes], *, staging: Path, written: Mapping[str, Path] = MappingProxyType({})
+) -> bool:
     """Make *target* a directory that holds *files*; return False, changing nothing, if it exists already.
+
+    Those of *files* that were *written* on the same file system already are moved, if they are still there.
 
     The directory is written under *staging* (on the same file system) and renamed, so it appears whole or not at all.
     Of several processes exactly one wins: renaming onto a directory that is not empty fails.
@@ -112,7 +119,8 @@ def publish_directory(target: Path, files: Mapping[str, Bytes], *, staging: Path
     try:
         temporary.mkdir()
         for name, content in files.items():
-            _write_and_sync(temporary / name, content)
+            if name not in written or not _move_and_sync(written[name], temporary / name):
+                _write_and_sync(temporary / name, content)
         sync_directory(temporary)
         make_directory(target.parent)
         return _rename_unless_exists(temporary, target)
@@ -140,11 +148,56 @@ def remove_directory(path: Path, *, staging: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _write_and_sync(path: Path, content: Bytes) -> None:
-    with path.open("xb") as file:
+def _write_and_sync(path: Path, content: Bytes, mode: int = 0o666) -> None:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _move_and_sync(source: Path, path: Path) -> bool:
+    try:
+        source.rename(path)
+    except FileNotFoundError:  # another process was faster
+        return False
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return True
+
+
+@contextlib.contextmanager
+def partial_file(directory: Path, name: str) -> Iterator[tuple[BufferedRandom, Path]]:
+    """Open the half-written file *name* in *directory* at its beginning, or an empty one; it stays for the next run.
+
+    One process at a time has it: another one that wants the same gets an empty file of its own, which does not stay
+    unless it is moved away.
+    """
+    make_directory(directory)
+    path = directory / name
+    while True:
+        with path.open("a+b") as file:
+            if not _lock(file):
+                break
+            # Whoever had it before may have moved it away between our opening and our locking it.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.seek(0)
+                yield file, path
+                return
+    own = directory / f"{name}.{uuid.uuid4().hex}"
+    try:
+        with own.open("x+b") as file:
+            yield file, own
+    except BaseException:
+        own.unlink(missing_ok=True)
+        raise
+
+
+def _lock(file: BufferedRandom) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_directory(path: Path) -> None:

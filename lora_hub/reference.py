@@ -56,15 +56,20 @@ class AdapterRef:
         return self.selector if is_digest else None  # type: ignore[return-value]
 
     @property
+    def commit(self) -> str | None:
+        """The commit of 40 hex digits that this reference names, if it names one."""
+        is_commit = isinstance(self.selector, str) and self.digest is None
+        return self.selector if is_commit else None  # type: ignore[return-value]
+
+    @property
     def version(self) -> Version | None:
         """The exact version that this reference names, if it names one."""
         return self.selector if isinstance(self.selector, Version) else None
 
     def selects(self, version: Version) -> bool:
-        """Whether *version* is one that this reference may mean; of several, the newest. A digest may be any version's.
+        """Whether *version* is one that this reference may mean; of several, the newest.
 
-        Raises:
-            UsageError: A commit selects it, which only a registry on the Hub has.
+        A digest may be any version's; a commit selects no version.
         """
         match self.selector:
             case None:
@@ -73,12 +78,7 @@ class AdapterRef:
                 return version == exact
             case VersionRange() as wanted:
                 return version in wanted
-            case _ if self.digest is not None:
-                return True
-        raise UsageError(
-            f"`{self.selector}` is a commit, which only a registry on the Hub has",
-            hint="name a version, or a digest `sha256:…`",
-        )
+        return self.digest is not None
 
     @classmethod
     def is_name(cls, text: str) -> bool:
@@ -86,9 +86,9 @@ class AdapterRef:
         match = _REFERENCE.fullmatch(text)
         return match is not None and match["at"] is None
 
-    def at(self, version: Version) -> AdapterRef:
-        """Return the reference to exactly *version* of this adapter."""
-        return replace(self, selector=version)
+    def at(self, selector: Version | str) -> AdapterRef:
+        """Return the reference to exactly this version, commit or digest of the adapter."""
+        return replace(self, selector=selector)
 
     def __str__(self) -> str:
         return self.name if self.selector is None else f"{self.name}@{self.selector}"
@@ -103,6 +103,13 @@ def _parse_selector(text: str) -> Selector:
     if text.count(".") >= 2 and not text.startswith("^"):  # noqa: PLR2004
         return Version.parse(text)
     return VersionRange.parse(text)
+
+
+def exact_version(reference: AdapterRef) -> Version:
+    """Return the version that *reference* names; only an exact one can be published."""
+    if reference.version is None:
+        raise UsageError(f"`{reference}` names no exact version to publish", hint=f"write `{reference.name}@1.0.0`")
+    return reference.version
 
 
 def is_digest(text: str) -> bool:

@@ -5,7 +5,9 @@ import socket
 
 import pytest
 
+# For transformers and PEFT, which would ask the Hub; what tests the Hub itself says where that is.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -16,14 +18,19 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_HUB_HOME", str(directory))
     monkeypatch.delenv("LORA_HUB_REGISTRY", raising=False)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return directory
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """A test that connects to anything fails; gloo's loopback is not used here."""
+    """A test that connects to anything but this machine fails."""
+    connect = socket.socket.connect
 
-    def refuse(*args):
-        raise AssertionError(f"a test opened a socket: {args[1:]}")
+    def connect_to_loopback(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in {"127.0.0.1", "::1"}:
+            raise AssertionError(f"a test opened a socket: {address}")
+        return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect", connect_to_loopback)

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 from lora_hub import __version__
-from lora_hub.cli import cache, demo, plugins, schema, transfer
+from lora_hub.cli import cache, demo, look, plugins, schema, transfer, trust
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
 
@@ -30,7 +30,15 @@ def cli() -> None:
     """Version, verify and ship LoRA adapters. What PEFT trains, lora-hub ships."""
 
 
-for command in (*transfer.COMMANDS, cache.cache, plugins.plugins, schema.schema, demo.demo):
+for command in (
+    *transfer.COMMANDS,
+    *look.COMMANDS,
+    trust.trust,
+    cache.cache,
+    plugins.plugins,
+    schema.schema,
+    demo.demo,
+):
     cli.add_command(command)
 
 

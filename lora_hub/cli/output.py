@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-registry_option = click.option("--registry", metavar="URL", help="A directory; by default $LORA_HUB_REGISTRY.")
+if TYPE_CHECKING:
+    from lora_hub.registry.fetch import Progress
+
+_SOON = 1024 * 1024  # bytes that are there before a bar could be read
+
+registry_option = click.option(
+    "--registry", metavar="URL", help="hf://, a directory or a URL; by default $LORA_HUB_REGISTRY, else hf://."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors are JSON on stderr as well.")
 
 
@@ -22,6 +30,26 @@ def progress(items: Sequence[Any], label: str) -> Iterator[Any]:
     """Yield *items* under a progress bar on stderr; without a terminal only the label is shown."""
     with click.progressbar(items, label=label.ljust(34), file=sys.stderr) as bar:
         yield from bar
+
+
+def byte_progress(*, is_quiet: bool) -> Progress:
+    """Return a progress that shows a bar for large files on stderr, if a person looks at it."""
+    is_shown = not is_quiet and sys.stderr.isatty()
+
+    @contextlib.contextmanager
+    def bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+        if not is_shown or total < _SOON:
+            yield lambda _count: None
+            return
+        with click.progressbar(length=total, label=label.ljust(34), file=sys.stderr) as shown_bar:
+            yield shown_bar.update
+
+    return bar
+
+
+def say(text: str) -> None:
+    """Print a remark to stderr, where it does not get into the way of data."""
+    click.echo(f"{click.style('note:', fg='cyan')} {shown(text)}", err=True)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:

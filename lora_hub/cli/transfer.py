@@ -1,4 +1,4 @@
-"""push, pull, list, info: between directories, registries and the local store."""
+"""push, pull, lock: between directories, registries and the local store."""
 
 from __future__ import annotations
 
@@ -6,108 +6,117 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, progress, registry_option, shown, size, table
+from lora_hub.cli.output import byte_progress, json_option, print_data, registry_option, say
 
 if TYPE_CHECKING:
-    from lora_hub.documents.verified_adapter import VerifiedAdapter
+    from lora_hub.registry.pull import Pulled
+
+lockfile_option = click.option(
+    "--lockfile",
+    metavar="FILE",
+    default="lora-hub.lock",
+    show_default=True,
+    type=click.Path(dir_okay=False),
+    help="The lock file.",
+)
 
 
 @click.command()
 @click.argument("directory", type=click.Path(file_okay=False))
 @click.argument("ref")
 @registry_option
+@click.option("--private", is_flag=True, help="Make the repository on the Hub a private one, if it must be made.")
 @json_option
-def push(directory: str, ref: str, registry: str | None, as_json: bool) -> None:
-    """Publish the adapter in DIRECTORY as the immutable version REF (org/task@1.0.0)."""
+def push(directory: str, ref: str, registry: str | None, private: bool, as_json: bool) -> None:
+    """Publish the adapter in DIRECTORY as the immutable version REF (org/task@1.0.0).
+
+    The token is that of `hf auth login`, or HF_TOKEN. What was published is pinned in your trust policy.
+    """
     from lora_hub import api
 
-    done = api.push(directory, ref, registry=registry)
+    done = api.push(directory, ref, registry=registry, private=private)
     document = {
         "reference": str(done.reference),
         "digest": done.digest,
         "registry": done.registry,
+        "commit": done.commit,
         "status": "published" if done.is_new else "already published",
     }
     print_data(document, lambda: f"{done.reference}  {done.digest}  {document['status']}", as_json=as_json)
 
 
 @click.command()
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.argument("refs", metavar="[REF]...", nargs=-1)
 @registry_option
+@click.option("--digest", metavar="sha256:HEX", help="What the manifest must have; naming it is trust enough.")
+@click.option("--offline", is_flag=True, help="Use no network, as with HF_HUB_OFFLINE=1.")
+@click.option("--locked", is_flag=True, help="Bring exactly what the lock file says: all of it, or each REF.")
+@lockfile_option
 @json_option
-def pull(refs: tuple[str, ...], registry: str | None, as_json: bool) -> None:
+def pull(
+    refs: tuple[str, ...],
+    registry: str | None,
+    digest: str | None,
+    offline: bool,
+    locked: bool,
+    lockfile: str,
+    as_json: bool,
+) -> None:
     """Bring each REF into the local store, check every byte, and print where it lies.
 
-    REF is org/task (the newest release), org/task@1.2.0, @^1.2, @1 or @sha256:<digest>.
+    REF is org/task (the newest release), org/task@1.2.0, @^1.2, @1, @<commit> or @sha256:<digest>. What comes from the
+    Hub or an object store must be pinned (`lora-hub trust pin`), named by its digest, or locked.
     """
     from lora_hub import api
+    from lora_hub.errors import UsageError
     from lora_hub.reference import AdapterRef
 
+    if locked and digest:
+        raise UsageError("--locked and --digest contradict each other", hint="the lock file has the digests")
+    if not refs and not locked:
+        raise UsageError("no REF is named", hint="name one, or pull what is locked with --locked")
+    if digest and len(refs) != 1:
+        raise UsageError("--digest is that of one REF", hint="name one REF, or write each as org/task@sha256:…")
     wanted = [AdapterRef.parse(ref) for ref in refs]
-    pulled = [api.pull(ref, registry=registry) for ref in (progress(wanted, "Pulling") if len(wanted) > 1 else wanted)]
-    document = [{"reference": str(p.reference), "digest": p.digest, "path": str(p.path)} for p in pulled]
-    print_data(document, lambda: "\n".join(f"{p.reference}  {p.digest}  {p.path}" for p in pulled), as_json=as_json)
-
-
-@click.command(name="list")
-@click.argument("prefix", default="")
-@registry_option
-@json_option
-def list_(prefix: str, registry: str | None, as_json: bool) -> None:
-    """List the adapters of the registry whose org/task begins with PREFIX, and their versions."""
-    from lora_hub import api
-
-    listed = api.list_adapters(prefix, registry=registry)
-    found = {name: [str(version) for version in versions] for name, versions in listed.items()}
-    rows = [(name, ", ".join(versions)) for name, versions in found.items()]
-    print_data(found, lambda: table(rows, ("ADAPTER", "VERSIONS")), as_json=as_json)
+    progress = byte_progress(is_quiet=as_json)
+    if locked:
+        pulled = api.pull_locked(wanted, lock=lockfile, registry=registry, offline=offline, progress=progress)
+    else:
+        pulled = [api.pull(ref, registry=registry, digest=digest, offline=offline, progress=progress) for ref in wanted]
+    for one in pulled:
+        if one.skipped is not None:
+            say(f"{one.skipped} is newer, but not pinned: `lora-hub info {one.skipped}`")
+    text = "\n".join(f"{p.reference}  {p.digest}  {p.path}" for p in pulled)
+    print_data([_document(p) for p in pulled], lambda: text, as_json=as_json)
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("refs", metavar="[REF]...", nargs=-1)
 @registry_option
+@lockfile_option
 @json_option
-def info(ref: str, registry: str | None, as_json: bool) -> None:
-    """Show what the adapter REF is: base, rank, targets, files. A directory is read; a reference is pulled first."""
+def lock(refs: tuple[str, ...], registry: str | None, lockfile: str, as_json: bool) -> None:
+    """Write into the lock file what each REF means now; without REF, what all in it mean now.
+
+    No weights move. `lora-hub pull --locked` and, in Python, `lock=` then give everybody the same bytes.
+    """
+    import dataclasses
+
     from lora_hub import api
 
-    document = _describe(api.load(ref, registry=registry))
-    print_data(document, lambda: _as_lines(document), as_json=as_json)
+    locked = api.lock(refs, lock=lockfile, registry=registry)
+    lines = [f"{entry.reference}  {entry.exact}  {entry.digest}" for entry in locked.entries]
+    document = [dataclasses.asdict(entry) for entry in locked.entries]
+    print_data(document, lambda: "\n".join(lines), as_json=as_json)
 
 
-COMMANDS = (push, pull, list_, info)
+COMMANDS = (push, pull, lock)
 
 
-def _describe(adapter: VerifiedAdapter) -> dict[str, Any]:
-    manifest, layout = adapter.manifest, adapter.layout
+def _document(pulled: Pulled) -> dict[str, Any]:
     return {
-        "reference": str(manifest.reference) if manifest.reference else None,
-        "source": adapter.source,
-        "digest": adapter.digest,
-        "created": manifest.created,
-        "license": manifest.license,
-        "base": {"repo": manifest.base.repo, "revision": manifest.base.revision, "type": manifest.base.model_type},
-        "r": manifest.lora.r,
-        "alpha": manifest.lora.alpha,
-        "use_rslora": adapter.config.use_rslora,
-        "targets": list(manifest.lora.targets),
-        "modules": len(layout.modules),
-        "modules_to_save": list(adapter.config.modules_to_save),
-        "dtype": manifest.lora.dtype,
-        "parameters": manifest.lora.parameters,
-        "size": manifest.size,
-        "ignored_config_keys": list(adapter.config.accepted_unknown),
+        "reference": str(pulled.reference),
+        "digest": pulled.digest,
+        "commit": pulled.commit,
+        "path": str(pulled.path),
     }
-
-
-def _as_lines(document: dict[str, Any]) -> str:
-    texts = document | {
-        "base": " ".join(filter(None, document["base"].values())),
-        "targets": ", ".join(document["targets"]),
-        "modules_to_save": ", ".join(document["modules_to_save"]),
-        "ignored_config_keys": ", ".join(document["ignored_config_keys"]),
-        "parameters": f"{document['parameters']:,}",
-        "size": size(document["size"]),
-    }
-    lines = [(key.replace("_", " "), value) for key, value in texts.items() if value not in (None, "", False)]
-    return "\n".join(f"{key + ':':<21}{shown(value)}" for key, value in lines)

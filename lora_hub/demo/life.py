@@ -31,8 +31,8 @@ from lora_hub.patch.applied_adapter import AppliedAdapter
 from lora_hub.patch.bits import digest
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import open_registry
+from lora_hub.registry.pull import Pulled, pull
 from lora_hub.registry.store import Store
-from lora_hub.registry.transfer import Pulled, pull
 
 SEED = 10
 TASKS = {"package": "which package is it from?", "kind": "class or function?"}  # two labellings of the same texts

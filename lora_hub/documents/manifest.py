@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import re
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ MANIFEST_NAME = "lora-hub.json"
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PAYLOAD_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
+VERSION_FILES = (*PAYLOAD_NAMES, MANIFEST_NAME)  # the manifest last: where files appear one by one, it commits them
+CARD_NAME = "README.md"
 
 MAX_MANIFEST = 256 * 1024  # bytes
 MAX_FILE = 16 * 1024**3  # bytes
+MAX_CARD = 1024 * 1024  # bytes
 MAX_RANK = 65_536
 MAX_FEATURES = 2**31
 
@@ -122,7 +126,7 @@ class Manifest:
                 {"repo": self.base.repo, "revision": self.base.revision, "model_type": self.base.model_type}
             ),
             "lora": _lora_to_json(self.lora),
-            "files": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in self.files],
+            "files": [dataclasses.asdict(file) for file in self.files],
         }
         return canonical_json(_without_none(document))
 
@@ -150,7 +154,7 @@ class Manifest:
                 model_type=base.present_text("model_type"),
             ),
             lora=_parse_lora(fields.object("lora")),
-            files=_parse_files(fields),
+            files=parse_files(fields),
         )
 
 
@@ -220,8 +224,8 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _parse_files(fields: Fields) -> tuple[FileEntry, ...]:
-    """Exactly the two payload files, in the order of their names: nothing else can ever be installed."""
+def parse_files(fields: Fields) -> tuple[FileEntry, ...]:
+    """Return the entries at ``files``: exactly the two payload files, by name; nothing else can ever be installed."""
     entries = tuple(
         FileEntry(
             name=entry.text("name", f"one of {', '.join(PAYLOAD_NAMES)}", PAYLOAD_NAMES.__contains__),

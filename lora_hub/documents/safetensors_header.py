@@ -34,23 +34,33 @@ class TensorInfo:
     stop: int
 
 
-def read_header(content: Bytes) -> dict[str, TensorInfo]:
+def header_end(start: Bytes, *, size: int) -> int:
+    """Return where the header ends in a safetensors file of *size* bytes that begins with *start*, 8 bytes at least."""
+    if len(start) < _LENGTH:
+        raise MalformedError(f"the safetensors file is truncated: {len(start)} bytes", hint=_HINT)
+    length = int.from_bytes(start[:_LENGTH], "little")
+    if length > min(MAX_HEADER, size - _LENGTH):
+        raise MalformedError(
+            f"the safetensors file is truncated or no safetensors file: its header claims {length} bytes, "
+            f"{size - _LENGTH} follow, at most {MAX_HEADER} are read",
+            hint=_HINT,
+        )
+    return _LENGTH + length
+
+
+def read_header(content: Bytes, *, size: int | None = None) -> dict[str, TensorInfo]:
     """Return the tensors of the safetensors file *content*, by name.
+
+    Args:
+        content: The whole file, or its beginning up to the end of the header at least.
+        size: Bytes of the whole file, if *content* is only its beginning.
 
     Raises:
         MalformedError: Truncated, bytes that belong to no tensor, overlapping tensors, a dtype that no adapter has, or
             a header beyond `MAX_HEADER` bytes or `MAX_TENSORS` tensors.
     """
-    if len(content) < _LENGTH:
-        raise MalformedError(f"the safetensors file is truncated: {len(content)} bytes", hint=_HINT)
-    length = int.from_bytes(content[:_LENGTH], "little")
-    if length > min(MAX_HEADER, len(content) - _LENGTH):
-        raise MalformedError(
-            f"the safetensors file is truncated or no safetensors file: its header claims {length} bytes, "
-            f"{len(content) - _LENGTH} follow, at most {MAX_HEADER} are read",
-            hint=_HINT,
-        )
-    start = _LENGTH + length
+    size = len(content) if size is None else size
+    start = header_end(content, size=size)
     header = parse_json_object(bytes(content[_LENGTH:start]), what="the safetensors header", limit=MAX_HEADER)
     _check_metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
@@ -58,7 +68,7 @@ def read_header(content: Bytes) -> dict[str, TensorInfo]:
             f"the safetensors file has {len(header)} tensors, at most {MAX_TENSORS} are read", hint="it is no adapter"
         )
     tensors = {name: _tensor_info(name, entry, start) for name, entry in header.items()}
-    _check_no_gaps(tensors, start, len(content))
+    _check_no_gaps(tensors, start, size)
     return tensors
 
 

@@ -80,7 +80,7 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
     tensors = read_header(files[WEIGHTS_NAME])
     layout = read_layout(config, tensors, manifest.lora.slices if manifest else ())
     _check_finite(files[WEIGHTS_NAME], tensors)
-    described = describe(config, layout, tensors, files)
+    described = describe(config, layout, tensors, [FileEntry.of(name, files[name]) for name in PAYLOAD_NAMES])
     if manifest is not None:
         _check_summary(manifest.lora, described.lora)
     manifest = manifest or described
@@ -131,11 +131,22 @@ def check_file(entry: FileEntry, content: Bytes, *, source: str) -> None:
         )
 
 
+def derive(config: Bytes, header: Bytes, weights: FileEntry) -> Manifest:
+    """Return the draft manifest of an adapter whose weights were not read: only what stands in their *header*.
+
+    It is the one that `verify` derives from the whole files, if *weights* tells the truth about them.
+    """
+    parsed = AdapterConfig.parse(bytes(config))
+    tensors = read_header(header, size=weights.size)
+    layout = read_layout(parsed, tensors, ())
+    return describe(parsed, layout, tensors, (FileEntry.of(CONFIG_NAME, config), weights))
+
+
 def describe(
     config: AdapterConfig,
     layout: AdapterLayout,
     tensors: Mapping[str, TensorInfo],
-    files: Mapping[str, Bytes],
+    files: Iterable[FileEntry],
     *,
     base: BaseModel | None = None,
     targets: tuple[str, ...] | None = None,
@@ -154,7 +165,7 @@ def describe(
             parameters=_parameters(layout, tensors),
             slices=_slice_groups(layout),
         ),
-        files=tuple(FileEntry.of(name, files[name]) for name in PAYLOAD_NAMES),
+        files=tuple(files),
     )
 
 

@@ -15,7 +15,7 @@ from lora_hub.adapter_directory import write_adapter
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import read_layout
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileEntry
 from lora_hub.documents.module_names import ModulePattern
 from lora_hub.documents.safetensors_header import TensorInfo, read_header
 from lora_hub.documents.verified_adapter import VerifiedAdapter, describe, most_common
@@ -70,7 +70,8 @@ def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
     tensors = read_header(content)
     layout = read_layout(config, tensors, slices_of(parts))
     info = adapter.info
-    manifest = describe(config, layout, tensors, files, base=info.base, targets=info.targets, license=info.license)
+    entries = [FileEntry.of(name, content) for name, content in files.items()]
+    manifest = describe(config, layout, tensors, entries, base=info.base, targets=info.targets, license=info.license)
     return {**files, MANIFEST_NAME: manifest.to_bytes()}
 
 

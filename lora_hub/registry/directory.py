@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lora_hub.adapter_directory import read_files
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST
-from lora_hub.errors import NotFoundError, RegistryError
+from lora_hub.documents.manifest import MANIFEST_NAME, MAX_FILE, VERSION_FILES
+from lora_hub.errors import NotFoundError
 from lora_hub.files import machine_errors, publish_directory, read_file, remove_leftovers
 from lora_hub.reference import AdapterRef
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
 _STAGING = ".staging"  # no org starts with a dot
@@ -24,6 +25,8 @@ _STALE = 24 * 3600  # seconds after which a directory in staging belongs to nobo
 class DirectoryRegistry:
     """Versions of adapters under one directory of this machine."""
 
+    is_remote = False
+
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
 
@@ -32,47 +35,54 @@ class DirectoryRegistry:
         """``file:///…``."""
         return self._root.as_uri()
 
-    def names(self) -> Iterator[str]:
-        """Yield ``org/task`` of every adapter, sorted."""
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield ``org/task`` of every adapter whose name begins with *prefix*, sorted."""
         self._check_exists()
         for org in _children(self._root):
             for task in _children(org):
                 name = f"{org.name}/{task.name}"
-                if AdapterRef.is_name(name) and self.versions(AdapterRef.parse(name)):
+                is_meant = name.startswith(prefix) and AdapterRef.is_name(name)
+                if is_meant and self.listing(AdapterRef.parse(name)).versions:
                     yield name
 
-    def versions(self, reference: AdapterRef) -> list[Version]:
-        """Return the published versions of the adapter, rising."""
+    def search(self, text: str, *, base: str | None, limit: int) -> Iterator[Found]:
+        """Yield the adapters whose name holds *text* and whose newest version was trained on *base*."""
+        return search_manifests(self, text, base=base, limit=limit)
+
+    def listing(self, reference: AdapterRef) -> Listing:
+        """Return the published versions of the adapter."""
         self._check_exists()
         children = _children(self._root / reference.org / reference.task)
-        whole = (child.name for child in children if (child / MANIFEST_NAME).is_file())
-        return sorted(Version.parse(name) for name in whole if Version.is_version(name))
+        whole = [child.name for child in children if (child / MANIFEST_NAME).is_file()]
+        versions = sorted(Version.parse(name) for name in whole if Version.is_version(name))
+        return Listing(versions={version: str(version) for version in versions})
 
-    def manifest(self, reference: AdapterRef) -> bytes:
-        """Return the manifest bytes of an exact version."""
-        path = self._path(reference) / MANIFEST_NAME
-        try:
-            return bytes(read_file(path, limit=MAX_MANIFEST))
-        except NotFoundError as error:
+    def snapshot(self, reference: AdapterRef, revision: str) -> Snapshot:
+        """Return the files of a version."""
+        directory = self._root / reference.org / reference.task / revision
+        if not Version.is_version(revision) or not directory.is_dir():
             raise NotFoundError(
-                f"`{self.url}` has no version `{reference}`", hint="run `lora-hub list` to see what it has"
-            ) from error
+                f"`{self.url}` has no version `{revision}` of `{reference.name}`",
+                hint=f"run `lora-hub list {reference.name}` to see what it has",
+            )
+        with machine_errors():
+            present = [directory / name for name in VERSION_FILES if (directory / name).exists()]
+            files = {path.name: RemoteFile(size=path.stat().st_size) for path in present}
 
-    def files(self, reference: AdapterRef) -> Mapping[str, Bytes]:
-        """Return all files of an exact version, unproven."""
-        try:
-            return read_files(self._path(reference))
-        except NotFoundError as error:
-            raise RegistryError(
-                f"`{reference}` in `{self.url}` is not whole: {error.message}", hint="ask who runs the registry"
-            ) from error
+        def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
+            content = read_file(directory / name, limit=MAX_FILE)
+            yield content if (start, stop) == (0, None) else content[start:stop]
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> bool:
-        """Make *files* an exact version; return False, changing nothing, if it exists."""
+        return Snapshot(commit=None, files=files, read=read)
+
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+        """Make *files* an exact version; change nothing if it exists."""
         staging = self._root / _STAGING
+        target = self._root / reference.org / reference.task / str(reference.version)
         with machine_errors():
             remove_leftovers(staging, older_than=_STALE)
-            return publish_directory(self._path(reference), files, staging=staging)
+            kept = {name: files[name] for name in VERSION_FILES}
+            return Publication(is_new=publish_directory(target, kept, staging=staging))
 
     def _check_exists(self) -> None:
         with machine_errors():
@@ -80,9 +90,6 @@ class DirectoryRegistry:
                 raise NotFoundError(
                     f"there is no registry `{self._root}`", hint="check the path; `lora-hub push` makes a new one"
                 )
-
-    def _path(self, reference: AdapterRef) -> Path:
-        return self._root / reference.org / reference.task / str(reference.version)
 
 
 def _children(directory: Path) -> list[Path]:

@@ -12,22 +12,59 @@ from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.registry import Registry
 
 VARIABLE = "LORA_HUB_REGISTRY"
-_HINT = f"pass a directory (`--registry DIRECTORY`, in Python `registry=`), or set `{VARIABLE}` to one"
+DEFAULT = "hf://"
+_HINT = (
+    f"pass `hf://`, a directory or a URL such as `s3://bucket/prefix` (`--registry`, in Python `registry=`), "
+    f"or set `{VARIABLE}`"
+)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII)
 
 
-def open_registry(url: str | os.PathLike[str] | None) -> Registry:
-    """Return the registry that *url* names, or that the environment names if it is None.
+def open_registry(url: str | os.PathLike[str] | None, *, private: bool = False) -> Registry:
+    """Return the registry that *url* names, or that the environment names if it is None, or the Hub.
+
+    Args:
+        url: ``hf://``, a path, ``file:///…`` or what fsspec opens, such as ``s3://bucket/prefix``.
+        private: Whether a repository that `publish` must make is to be private, which only the Hub has.
 
     Raises:
-        UsageError: No registry is named, or one of a kind that this version does not know.
+        UsageError: *url* names no registry.
     """
-    named = os.fspath(url) if url is not None else os.environ.get(VARIABLE)
-    if not named:
-        raise UsageError("no registry is named", hint=_HINT)
+    named = os.fspath(url) if url is not None else os.environ.get(VARIABLE) or DEFAULT
+    is_url = not isinstance(url, os.PathLike) and ("://" in named or _SCHEME.match(named))
+    scheme = named.partition(":")[0] if is_url else "file"
+    if scheme == "hf":
+        return _hub(named, private=private)
+    if private:
+        raise UsageError("only repositories on the Hub can be private", hint="leave out --private")
+    if scheme == "file":
+        return _directory(named, is_url=bool(is_url))
+    return _object_store(named)
+
+
+def _hub(url: str, *, private: bool) -> Registry:
+    if url != DEFAULT:
+        raise UsageError(f"{url!a} names no registry", hint="write `hf://`; HF_ENDPOINT says which Hub that is")
+    from lora_hub.registry.hub import HubRegistry
+
+    return HubRegistry(private=private)
+
+
+def _object_store(url: str) -> Registry:
     try:
-        is_url = not isinstance(url, os.PathLike) and ("://" in named or _SCHEME.match(named))
+        urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{url!a} names no registry: {error}", hint=_HINT) from error
+    from lora_hub.registry.object_store import ObjectStoreRegistry
+
+    return ObjectStoreRegistry(url)
+
+
+def _directory(named: str, *, is_url: bool) -> Registry:
+    try:
         path = _path_of(named) if is_url else Path(named)
+        if not named:
+            raise ValueError("it is empty")  # noqa: TRY301 - said below
         # Resolved, so that one directory is one registry however it is spelt.
         return DirectoryRegistry(path.expanduser().resolve())
     except (ValueError, RuntimeError) as error:
@@ -36,8 +73,6 @@ def open_registry(url: str | os.PathLike[str] | None) -> Registry:
 
 def _path_of(url: str) -> Path:
     parts = urlsplit(url)
-    if parts.scheme != "file":
-        raise UsageError(f"registries of the kind `{parts.scheme}:` are not supported by this version", hint=_HINT)
     if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
         raise UsageError(f"`{url}` names no directory of this machine", hint="write `file:///srv/adapters`")
     if parts.query or parts.fragment:

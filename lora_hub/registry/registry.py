@@ -1,24 +1,68 @@
-"""What a registry is, and which of its versions a reference means."""
+"""What a registry is: a place that keeps immutable versions of adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.verified_adapter import manifest_digest
-from lora_hub.errors import NotFoundError
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedVersion:
-    """One version in a registry: its exact reference, and the bytes of its manifest."""
+class RemoteFile:
+    """What a registry says of a file before it is read: its size in bytes, and its SHA-256 in hex if it has that."""
 
-    reference: AdapterRef
-    manifest: bytes
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The files of one version or commit as they lie in a registry. Nothing of it is proven.
+
+    Attributes:
+        commit: The commit, in a registry that has commits.
+        files: Those of an adapter's files that are there, by name.
+        read: ``read(name, start, stop)`` yields the bytes of a file from *start* up to *stop*, which is excluded; None
+            is its end.
+    """
+
+    commit: str | None
+    files: Mapping[str, RemoteFile]
+    read: Callable[[str, int, int | None], Iterator[Bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What a registry has of one adapter.
+
+    Attributes:
+        versions: What this registry calls the place of each published version: a commit, a folder. Rising.
+        head: The newest commit of the main branch, in a registry that has commits; it need not be a version.
+    """
+
+    versions: Mapping[Version, str] = field(default_factory=dict)
+    head: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What `publish` did: ``is_new`` is False if the version was there already."""
+
+    is_new: bool
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One adapter that a search found: its name, its base model, and how often it was downloaded, where one knows."""
+
+    name: str
+    base: str | None = None
+    downloads: int | None = None
 
 
 class Registry(Protocol):
@@ -26,41 +70,27 @@ class Registry(Protocol):
 
     @property
     def url(self) -> str:
-        """What names this registry everywhere, also in error messages and on other machines."""
+        """What names this registry everywhere, also in error messages, lock files and on other machines."""
 
-    def names(self) -> Iterator[str]:
-        """Yield ``org/task`` of every adapter, sorted."""
+    @property
+    def is_remote(self) -> bool:
+        """Whether somebody else may write into it, so that what it hands out needs a pin or a signature."""
 
-    def versions(self, reference: AdapterRef) -> list[Version]:
-        """Return the published versions of the adapter, rising; empty if there is none."""
+    def names(self, prefix: str) -> Iterator[str]:
+        """Yield ``org/task`` of every adapter whose name begins with *prefix*, sorted."""
 
-    def manifest(self, reference: AdapterRef) -> bytes:
-        """Return the manifest bytes of an exact version; raise `NotFoundError` if it was not published."""
+    def search(self, text: str, *, base: str | None, limit: int) -> Iterator[Found]:
+        """Yield at most *limit* adapters whose name holds *text* and that were trained on *base*, if that is given."""
 
-    def files(self, reference: AdapterRef) -> Mapping[str, Bytes]:
-        """Return all files of an exact version, unproven, the manifest included."""
+    def listing(self, reference: AdapterRef) -> Listing:
+        """Return what there is of the adapter; an empty listing if there is nothing."""
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> bool:
-        """Make *files* an exact version, whole or not at all; return False, changing nothing, if it exists."""
+    def snapshot(self, reference: AdapterRef, revision: str) -> Snapshot:
+        """Return the files at *revision*, which `listing` named, or which is a commit.
 
+        Raises:
+            NotFoundError: There is no such revision.
+        """
 
-def resolve(registry: Registry, reference: AdapterRef) -> PublishedVersion:
-    """Return the one version of *registry* that *reference* selects.
-
-    Raises:
-        NotFoundError: No such adapter, or none of its versions is selected; the message lists what there is.
-    """
-    versions = registry.versions(reference)
-    if not versions:
-        raise NotFoundError(
-            f"`{registry.url}` has no adapter `{reference.name}`", hint="run `lora-hub list` to see what it has"
-        )
-    for version in sorted(filter(reference.selects, versions), reverse=True):
-        exact = reference.at(version)
-        manifest = registry.manifest(exact)
-        if reference.digest is None or reference.digest == manifest_digest(manifest):
-            return PublishedVersion(reference=exact, manifest=manifest)
-    raise NotFoundError(
-        f"`{registry.url}` has no version of `{reference.name}` that `{reference}` selects",
-        hint=f"it has {', '.join(map(str, versions))}; a pre-release must be named exactly",
-    )
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+        """Make *files* an exact version, whole or not at all; change nothing if the version exists."""

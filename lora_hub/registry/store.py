@@ -4,6 +4,8 @@
 
     <home>/store/adapters/<64 hex>/        plain PEFT directories, manifest included
     <home>/store/versions/<registry>/org/task/1.2.0    the digest that this registry published under this version
+    <home>/store/partial/                  large downloads that are not whole yet, by the SHA-256 they will have
+    <home>/store/pushes/                   the manifests of pushes under way
     <home>/store/staging/                  what is being written or removed; `prune` clears it
 
 Everything appears and disappears by one rename, so any number of processes may use a store without a lock.
@@ -18,9 +20,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-import platformdirs
-
+from lora_hub import places
 from lora_hub.adapter_directory import read_files, read_manifest
 from lora_hub.documents.fields import Bytes, printable, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
@@ -44,16 +46,16 @@ from lora_hub.files import (
     write_files,
 )
 from lora_hub.reference import AdapterRef, is_digest
+from lora_hub.version import Version
 
-HOME = "LORA_HUB_HOME"
 _STALE = 3600  # seconds after which what is half-written belongs to nobody
+_ABANDONED = 7 * 24 * 3600  # seconds after which nobody goes on with a download
 _DIGEST_LINE = 80  # bytes; `sha256:` and 64 hex digits
 
 
 def default_store() -> Store:
-    """Return the store under ``LORA_HUB_HOME``, or in the user's cache directory."""
-    home = os.environ.get(HOME)
-    return Store((Path(home) if home else Path(platformdirs.user_cache_dir("lora-hub"))) / "store")
+    """Return the store of this user."""
+    return Store(places.store_directory())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,7 @@ class Store:
     """A content-addressed directory of adapters."""
 
     def __init__(self, root: Path) -> None:
-        try:
-            self.root = root.expanduser().absolute()
-        except RuntimeError as error:
-            raise UsageError(f"`{root}` names no directory: {error}", hint=f"set `{HOME}` to a directory") from error
+        self.root = root.absolute()
 
     # Adapters by digest
 
@@ -87,11 +86,30 @@ class Store:
         """Whether the adapter with *digest* is here."""
         return self.path(digest).is_dir()
 
-    def add(self, adapter: VerifiedAdapter, files: Mapping[str, Bytes]) -> Path:
-        """Keep *files*, the bytes that *adapter* was proven from, and return the directory they lie in."""
+    @property
+    def pushes(self) -> Path:
+        """The directory of the journal of pushes under way."""
+        return self.root / "pushes"
+
+    @property
+    def partials(self) -> Path:
+        """The directory of large downloads that are not whole yet."""
+        return self.root / "partial"
+
+    def add(
+        self,
+        adapter: VerifiedAdapter,
+        files: Mapping[str, Bytes],
+        *,
+        written: Mapping[str, Path] = MappingProxyType({}),
+    ) -> Path:
+        """Keep *files*, the bytes that *adapter* was proven from, and return the directory they lie in.
+
+        Those that were *written* under `partials` are moved.
+        """
         target = self.path(adapter.digest)
         with machine_errors():
-            publish_directory(target, files, staging=self._staging)
+            publish_directory(target, files, staging=self._staging, written=written)
         return target
 
     def read(self, digest: str) -> VerifiedAdapter:
@@ -170,6 +188,15 @@ class Store:
             raise IntegrityError(f"`{path}` holds no digest", hint="delete it to trust what the registry has now")
         return noted
 
+    def known_versions(self, registry_url: str, reference: AdapterRef) -> dict[Version, str]:
+        """Return the digests of the versions that the registry was seen to publish, rising."""
+        directory = self._notes(registry_url, reference)
+        with machine_errors():
+            names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        versions = sorted(Version.parse(name) for name in names if Version.is_version(name))
+        digests = {version: self.known_digest(registry_url, reference.at(version)) for version in versions}
+        return {version: digest for version, digest in digests.items() if digest is not None}
+
     def check_unchanged(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
         """Raise `PolicyError` if the registry published another digest under this exact version before."""
         known = self.known_digest(registry_url, reference)
@@ -206,7 +233,8 @@ class Store:
             for digest in old:
                 self.remove(digest)
             notes = (self.root / "versions").rglob(".*")  # half-written ones; no version begins with a dot
-            return old, remove_leftovers(self._staging, older_than=_STALE) + remove_old(notes, older_than=_STALE)
+            swept = remove_leftovers(self._staging, older_than=_STALE) + remove_old(notes, older_than=_STALE)
+            return old, swept + remove_leftovers(self.partials, older_than=unused_for)
 
     def _last_used(self, digest: str) -> float:
         try:
@@ -229,9 +257,17 @@ class Store:
     def _staging(self) -> Path:
         return self.root / "staging"
 
+    def sweep(self) -> None:
+        """Remove what killed processes left behind long ago, at the cost of two listings."""
+        with machine_errors():
+            remove_leftovers(self._staging, older_than=_STALE)
+            remove_leftovers(self.partials, older_than=_ABANDONED)
+
     def _version_file(self, registry_url: str, reference: AdapterRef) -> Path:
-        registry = sha256(registry_url.encode())[:32]
-        return self.root / "versions" / registry / reference.org / reference.task / str(reference.version)
+        return self._notes(registry_url, reference) / str(reference.selector)
+
+    def _notes(self, registry_url: str, reference: AdapterRef) -> Path:
+        return self.root / "versions" / sha256(registry_url.encode())[:32] / reference.org / reference.task
 
 
 def _is_meant(stored: StoredAdapter, reference: AdapterRef) -> bool:

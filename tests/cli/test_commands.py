@@ -51,7 +51,7 @@ def test_push_prints_json(cli, registry, adapter):
     """With --json the same is a JSON object, which names the registry too."""
     done = cli("push", adapter, "org/task@1.0.0", "--json")
 
-    assert done.data.keys() == {"reference", "digest", "registry", "status"}
+    assert done.data.keys() == {"reference", "digest", "registry", "commit", "status"}
     assert done.data["registry"] == registry.as_uri()
 
 
@@ -123,7 +123,7 @@ def test_info_of_a_reference(cli, published):
     assert data["digest"] == published
     assert (data["r"], data["alpha"], data["targets"]) == (2, 4, ["q_proj", "v_proj"])
     assert data["base"] == {"repo": "org/base", "revision": None, "type": None}
-    assert (data["parameters"], data["modules"], data["dtype"]) == (112, 4, "float32")
+    assert (data["parameters"], data["dtype"], data["trusted"]) == (112, "float32", True)
     assert "org/base" in done.out
     assert "q_proj, v_proj" in done.out
     assert published in done.out

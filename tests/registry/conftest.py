@@ -5,11 +5,14 @@ from adapter_files import AdapterFiles, adapter_files
 
 from lora_hub.documents.fields import sha256
 from lora_hub.reference import AdapterRef
-from lora_hub.registry import transfer
+from lora_hub.registry import pull as pulls
+from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
+from lora_hub.registry.pull import Pulled, Terms
+from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
-from lora_hub.registry.transfer import Pulled, Pushed
+from lora_hub.registry.trust import TrustFile
 
 # Every registry passes the same suite: to be tested, a new one is added here.
 REGISTRIES = {"directory": lambda tmp_path: _empty(tmp_path / "registry")}
@@ -39,22 +42,39 @@ def store(tmp_path) -> Store:
 
 
 @pytest.fixture
-def push(tmp_path):
+def trust(tmp_path) -> TrustFile:
+    """An empty trust policy, the one that the command line would use as well."""
+    return TrustFile(tmp_path / "home" / "trust.toml")
+
+
+@pytest.fixture
+def push_directory(store, trust):
+    """Publish what lies in a directory."""
+
+    def push_directory(directory, reference: str, registry: Registry) -> Pushed:
+        return pushes.push(directory, AdapterRef.parse(reference), registry, store, trust)
+
+    return push_directory
+
+
+@pytest.fixture
+def push(tmp_path, push_directory):
     """Publish an adapter that is written for the purpose; its numbers depend on *seed*."""
 
     def push(registry: Registry, reference: str, adapter: AdapterFiles | None = None, *, seed: int = 0) -> Pushed:
         directory = tmp_path / "pushed" / f"{sha256(reference.encode())[:12]}-{seed}"
         (adapter or adapter_files(seed=seed)).write(directory)
-        return transfer.push(directory, AdapterRef.parse(reference), registry)
+        return push_directory(directory, reference, registry)
 
     return push
 
 
 @pytest.fixture
-def pull(store):
-    """Pull a reference into the store."""
+def pull(store, trust):
+    """Pull a reference into the store, as the policy allows it."""
 
-    def pull(registry: Registry, reference: str, into: Store = store) -> Pulled:
-        return transfer.pull(AdapterRef.parse(reference), registry, into)
+    def pull(registry: Registry, reference: str, into: Store = store, **options) -> Pulled:
+        terms = Terms(policy=trust.read(), offline=options.pop("offline", False))
+        return pulls.pull(AdapterRef.parse(reference), registry, into, terms, **options)
 
     return pull

@@ -18,8 +18,7 @@ from lora_hub.errors import (
     VersionConflictError,
 )
 from lora_hub.reference import AdapterRef
-from lora_hub.registry import transfer
-from lora_hub.registry.registry import resolve
+from lora_hub.registry.find import find
 from lora_hub.version import Version
 
 NAME = AdapterRef.parse("org/task")
@@ -34,12 +33,16 @@ def filled(registry, push):
     return registry
 
 
+def manifest_of(registry, *version: int) -> bytes:
+    return find(registry, NAME.at(Version(*version))).published.manifest
+
+
 def test_an_empty_registry_has_nothing(registry):
     """Nothing is listed, and no version of anything is there."""
-    assert list(registry.names()) == []
-    assert registry.versions(NAME) == []
+    assert list(registry.names("")) == []
+    assert list(registry.listing(NAME).versions) == []
     with pytest.raises(NotFoundError):
-        resolve(registry, NAME)
+        find(registry, NAME)
 
 
 def test_what_is_published_is_listed(registry, push):
@@ -47,20 +50,20 @@ def test_what_is_published_is_listed(registry, push):
     for reference in ("org/task@1.10.0", "org/task@1.2.0", "org/task@1.2.0-rc.1", "a/b@0.1.0"):
         push(registry, reference)
 
-    assert list(registry.names()) == ["a/b", "org/task"]
-    assert [str(version) for version in registry.versions(NAME)] == ["1.2.0-rc.1", "1.2.0", "1.10.0"]
+    assert list(registry.names("")) == ["a/b", "org/task"]
+    assert [str(version) for version in registry.listing(NAME).versions] == ["1.2.0-rc.1", "1.2.0", "1.10.0"]
 
 
 def test_what_is_published_comes_back(registry, push):
     """The files are the ones that were pushed, with a manifest that says what they are."""
     adapter = adapter_files()
     push(registry, "org/task@1.0.0", adapter)
-    files = registry.files(NAME.at(Version(1, 0, 0)))
+    files, _ = find(registry, NAME.at(Version(1, 0, 0))).published.read()
     manifest = Manifest.parse(files[MANIFEST_NAME])
 
     assert {name: files[name] for name in (CONFIG_NAME, WEIGHTS_NAME)} == adapter.files()
     assert str(manifest.reference) == "org/task@1.0.0"
-    assert files[MANIFEST_NAME] == registry.manifest(NAME.at(Version(1, 0, 0)))
+    assert files[MANIFEST_NAME] == manifest_of(registry, 1, 0, 0)
     assert manifest.created.endswith("Z")
 
 
@@ -79,7 +82,7 @@ def test_what_is_published_comes_back(registry, push):
 )
 def test_a_reference_selects_the_newest_release(filled, reference, version):
     """Without a version, and in a range, the newest release is meant; a pre-release only by its exact name."""
-    assert str(resolve(filled, AdapterRef.parse(reference)).reference) == f"org/task@{version}"
+    assert str(find(filled, AdapterRef.parse(reference)).published.reference) == f"org/task@{version}"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -87,14 +90,14 @@ def test_a_digest_selects_its_version(filled, push, version):
     """A digest selects the version that it is the digest of, pre-releases included."""
     digest = push(filled, f"org/task@{version}", seed=VERSIONS.index(version)).digest
 
-    assert str(resolve(filled, AdapterRef.parse(f"org/task@{digest}")).reference) == f"org/task@{version}"
+    assert str(find(filled, AdapterRef.parse(f"org/task@{digest}")).published.reference) == f"org/task@{version}"
 
 
 @pytest.mark.parametrize("selector", ["@3", "@^1.11", "@1.2.1", "@2", "@2.0.0", f"@sha256:{'0' * 64}"])
 def test_a_version_that_is_not_there_is_not_found(filled, selector):
     """What selects nothing is not found, and the error lists what there is."""
     with pytest.raises(NotFoundError) as caught:
-        resolve(filled, AdapterRef.parse(f"org/task{selector}"))
+        find(filled, AdapterRef.parse(f"org/task{selector}"))
 
     assert caught.value.exit_code == 3
     assert "1.10.0" in caught.value.hint
@@ -103,7 +106,7 @@ def test_a_version_that_is_not_there_is_not_found(filled, selector):
 def test_an_adapter_that_is_not_there_is_not_found(filled):
     """An unknown name is not found, and the hint is to list."""
     with pytest.raises(NotFoundError, match="no adapter `org/other`") as caught:
-        resolve(filled, AdapterRef.parse("org/other@1.0.0"))
+        find(filled, AdapterRef.parse("org/other@1.0.0"))
 
     assert "lora-hub list" in caught.value.hint
 
@@ -113,14 +116,14 @@ def test_pre_releases_alone_are_no_release(registry, push):
     push(registry, "org/task@1.0.0-rc.1")
 
     with pytest.raises(NotFoundError, match="selects") as caught:
-        resolve(registry, NAME)
+        find(registry, NAME)
     assert "pre-release" in caught.value.hint
 
 
 def test_an_exact_version_that_is_not_there_has_no_manifest(registry):
     """The manifest of an unpublished version is not found."""
     with pytest.raises(NotFoundError):
-        registry.manifest(NAME.at(Version(1, 0, 0)))
+        manifest_of(registry, 1, 0, 0)
 
 
 def test_other_content_is_refused(registry, push):
@@ -156,7 +159,7 @@ def test_the_same_content_later_is_a_success(registry, push, monkeypatch):
     first = push(registry, "org/task@1.0.0")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000600")
     second = push(registry, "org/task@1.0.0")
-    manifest = Manifest.parse(registry.manifest(NAME.at(Version(1, 0, 0))))
+    manifest = Manifest.parse(manifest_of(registry, 1, 0, 0))
 
     assert (second.is_new, second.digest) == (False, first.digest)
     assert manifest.created == "2001-09-09T01:46:40Z"
@@ -179,7 +182,7 @@ def test_a_fixed_time_makes_the_same_bytes(registry, push, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
     push(registry, "org/task@1.0.0")
     push(registry, "org/task@1.0.1")
-    manifests = [registry.manifest(NAME.at(Version(1, 0, patch))) for patch in (0, 1)]
+    manifests = [manifest_of(registry, 1, 0, patch) for patch in (0, 1)]
 
     assert manifests[0].replace(b"1.0.0", b"1.0.1") == manifests[1]
 
@@ -191,7 +194,7 @@ def test_a_time_that_is_none_is_refused(registry, push, monkeypatch, value):
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
         push(registry, "org/task@1.0.0")
 
-    assert registry.versions(NAME) == []
+    assert list(registry.listing(NAME).versions) == []
 
 
 @pytest.mark.parametrize("reference", ["org/task", "org/task@1", "org/task@^1.0", f"org/task@sha256:{'0' * 64}"])
@@ -210,14 +213,14 @@ def test_a_malformed_adapter_is_not_published(registry, push):
     with pytest.raises(MalformedError):
         push(registry, "org/task@1.0.0", adapter)
 
-    assert list(registry.names()) == []
+    assert list(registry.names("")) == []
 
 
 def test_files_that_do_not_match_their_manifest_are_not_published(registry, push):
     """A directory whose manifest describes other bytes is refused."""
     push(registry, "org/task@1.0.0", seed=1)
     adapter = adapter_files(seed=2)
-    adapter.manifest = registry.manifest(NAME.at(Version(1, 0, 0)))
+    adapter.manifest = manifest_of(registry, 1, 0, 0)
 
     with pytest.raises(IntegrityError):
         push(registry, "org/task@2.0.0", adapter)
@@ -227,19 +230,19 @@ def test_a_manifest_that_no_one_can_write_is_refused(registry, push):
     """Text in a draft manifest that is no Unicode makes the draft malformed; it is not a bug of ours."""
     adapter = adapter_files()
     push(registry, "org/task@1.0.0", adapter)
-    document = json.loads(registry.manifest(NAME.at(Version(1, 0, 0)))) | {"license": "\ud800"}
+    document = json.loads(manifest_of(registry, 1, 0, 0)) | {"license": "\ud800"}
     adapter.manifest = json.dumps(document).encode()
 
     with pytest.raises(DocumentError):
         push(registry, "org/task@2.0.0", adapter)
 
 
-def test_nothing_is_written_into_the_pushed_directory(registry, tmp_path):
+def test_nothing_is_written_into_the_pushed_directory(registry, push_directory, tmp_path):
     """The directory of the user is the same before and after every push, down to names, bytes and times."""
     directory = adapter_files().write(tmp_path / "adapter")
     before = snapshot(directory)
     for reference in ("org/task@1.0.0", "org/task@1.0.0", "org/task@1.0.1"):
-        transfer.push(directory, AdapterRef.parse(reference), registry)
+        push_directory(directory, reference, registry)
 
     assert snapshot(directory) == before
 
@@ -263,10 +266,10 @@ def test_of_two_publishers_one_wins(registry, push, attempt):
     assert push(registry, "org/task@1.0.0", seed=outcomes.index(winners[0])).digest == winners[0].digest
 
 
-def test_publishers_of_the_same_content_all_succeed(registry, tmp_path):
+def test_publishers_of_the_same_content_all_succeed(registry, push_directory, tmp_path):
     """Several publishers of one version with the same content succeed; one of them was first."""
     directory = adapter_files().write(tmp_path / "adapter")
-    outcomes = race(8, lambda _: transfer.push(directory, NAME.at(Version(1, 0, 0)), registry))
+    outcomes = race(8, lambda _: push_directory(directory, "org/task@1.0.0", registry))
 
     assert sorted(outcome.is_new for outcome in outcomes) == [False] * 7 + [True]
     assert len({outcome.digest for outcome in outcomes}) == 1

@@ -69,7 +69,9 @@ class Place:
     def versions(self) -> list[str]:
         """Return what the registry lists, after proving that each of it is whole: it can be pulled elsewhere."""
         listed = [
-            f"{name}@{v}" for name in self.registry.names() for v in self.registry.versions(AdapterRef.parse(name))
+            f"{name}@{v}"
+            for name in self.registry.names()
+            for v in self.registry.listing(AdapterRef.parse(name)).versions
         ]
         for reference in listed:
             version = self.root / "registry" / reference.replace("@", "/")

@@ -10,7 +10,7 @@ from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageErr
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.locate import open_registry
-from lora_hub.registry.registry import resolve
+from lora_hub.registry.find import find
 
 REFERENCE = AdapterRef.parse("org/task@1.0.0")
 
@@ -54,7 +54,7 @@ def test_what_is_no_version_is_not_listed(directory_registry, push, root, stray)
     (root / stray).touch()
 
     assert list(directory_registry.names()) == ["org/task"]
-    assert [str(version) for version in directory_registry.versions(REFERENCE)] == ["1.0.0"]
+    assert [str(version) for version in directory_registry.listing(REFERENCE).versions] == ["1.0.0"]
 
 
 def test_a_version_without_a_manifest_is_refused(directory_registry, push, pull, root):
@@ -84,7 +84,7 @@ def test_a_registry_that_is_not_there_is_not_empty(root, kind):
         (root / "mistyped").write_bytes(b"")
     for ask in (
         lambda: list(directory_registry.names()),
-        lambda: directory_registry.versions(AdapterRef("org", "task")),
+        lambda: directory_registry.listing(AdapterRef("org", "task")),
     ):
         with pytest.raises(NotFoundError, match="no registry"):
             ask()
@@ -97,8 +97,8 @@ def test_a_version_without_a_manifest_is_none(directory_registry, push, root):
     published = push(directory_registry, "org/task@1.0.0")
     (root / "org" / "task" / "2.0.0").mkdir()
 
-    assert list(map(str, directory_registry.versions(published.reference))) == ["1.0.0"]
-    assert str(resolve(directory_registry, AdapterRef.parse("org/task")).reference) == "org/task@1.0.0"
+    assert list(map(str, directory_registry.listing(published.reference).versions)) == ["1.0.0"]
+    assert str(find(directory_registry, AdapterRef.parse("org/task")).published.reference) == "org/task@1.0.0"
 
 
 def test_a_push_clears_what_killed_pushes_left(directory_registry, push, root):
@@ -171,19 +171,16 @@ class TestOpenRegistry:
         assert open_registry(tmp_path / "other").url == (tmp_path / "other").as_uri()
 
     @pytest.mark.parametrize("value", [None, ""])
-    def test_without_a_registry_the_hint_names_the_option(self, monkeypatch, value):
-        """When nothing names a registry, the error says how to."""
+    def test_by_default_it_is_the_hub(self, monkeypatch, value):
+        """When nothing names a registry, it is the Hub."""
         if value is not None:
             monkeypatch.setenv("LORA_HUB_REGISTRY", value)
-        with pytest.raises(UsageError, match="no registry") as caught:
-            open_registry(None)
 
-        assert "--registry" in caught.value.hint
+        assert open_registry(None).url == "hf://"
 
     @pytest.mark.parametrize(
         "url",
         [
-            "ftp://host/adapters",
             "file://host/adapters",
             "://adapters",
             "http://[",

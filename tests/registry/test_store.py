@@ -1,5 +1,6 @@
 """The local store: what is in it was proven, and is proven again each time."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,6 @@ from lora_hub.errors import (
     UsageError,
 )
 from lora_hub.reference import AdapterRef
-from lora_hub.registry import transfer
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.locate import open_registry
 from lora_hub.registry.store import Store, default_store
@@ -250,21 +250,23 @@ def test_a_digest_of_another_adapter_is_refused(published, push, pull):
         pull(published, f"org/task@{digest}")
 
 
-def test_a_registry_that_changes_its_mind_is_found_out(published, pull, store, tmp_path):
+def test_a_registry_that_changes_its_mind_is_found_out(published, pull, push_directory, store, tmp_path):
     """Files that do not belong to the manifest that was resolved are refused, whatever manifest comes with them."""
 
     class Fickle(DirectoryRegistry):
-        """Hands out one manifest to resolve, and the files of another version."""
+        """Hands out the manifest of one version, and the weights of another."""
 
-        def files(self, reference):
-            other = DirectoryRegistry(tmp_path / "other")
-            return other.files(reference)
+        def snapshot(self, reference, revision):
+            other = DirectoryRegistry(tmp_path / "other").snapshot(reference, revision)
+            mine = super().snapshot(reference, revision)
 
-    transfer.push(
-        adapter_files(seed=9).write(tmp_path / "evil"),
-        AdapterRef.parse("org/task@1.0.0"),
-        DirectoryRegistry(tmp_path / "other"),
-    )
+            def read(name, start, stop):
+                return (mine if name == MANIFEST_NAME else other).read(name, start, stop)
+
+            return dataclasses.replace(mine, read=read)
+
+    evil = adapter_files(seed=9).write(tmp_path / "evil")
+    push_directory(evil, "org/task@1.0.0", DirectoryRegistry(tmp_path / "other"))
     with pytest.raises(IntegrityError):
         pull(Fickle(tmp_path / "registry"), "org/task")
     assert list(store.adapters()) == []
@@ -409,11 +411,11 @@ def test_find_matches_ranges(published, pull, store, reference, found):
             store.find(AdapterRef.parse(reference))
 
 
-def test_find_refuses_commits(published, pull, store):
-    """A commit selects nothing in a store that knows none."""
+def test_find_knows_no_commits(published, pull, store):
+    """A commit selects nothing in a store, which keeps adapters by their digests."""
     pull(published, "org/task")
 
-    with pytest.raises(UsageError, match="commit"):
+    with pytest.raises(NotFoundError):
         store.find(AdapterRef.parse(f"org/task@{'a' * 40}"))
 
 
@@ -481,12 +483,12 @@ def test_a_version_that_lost_its_files_is_not_published_already(published, push,
         push(published, "org/task@1.0.0")
 
 
-def test_unknown_keys_of_a_draft_are_published(directory_registry, tmp_path):
+def test_unknown_keys_of_a_draft_are_published(directory_registry, push_directory, tmp_path):
     """What a newer lora-hub wrote into a draft is not lost when an older one publishes it."""
     directory = adapter_files().write(tmp_path / "adapter")
     draft = json.loads(api.load(directory).manifest.to_bytes()) | {"lineage": {"parents": ["org/other@1.0.0"]}}
     (directory / MANIFEST_NAME).write_text(json.dumps(draft))
-    transfer.push(directory, AdapterRef.parse("org/task@1.0.0"), directory_registry)
+    push_directory(directory, "org/task@1.0.0", directory_registry)
 
     assert json.loads((version_directory(tmp_path) / MANIFEST_NAME).read_text())["lineage"] == draft["lineage"]
 
@@ -503,14 +505,14 @@ def test_every_damage_in_the_store_says_how_to_mend_it(published, pull, damage):
     assert caught.value.hint == f"run `lora-hub cache remove {pulled.digest}` and pull again"
 
 
-def test_a_manifest_that_grows_too_large_is_not_published(directory_registry, tmp_path):
+def test_a_manifest_that_grows_too_large_is_not_published(directory_registry, push_directory, tmp_path):
     """What nobody could read again is refused before it is published for good."""
     directory = adapter_files().write(tmp_path / "adapter")
     draft = json.loads(api.load(directory).manifest.to_bytes()) | {"notes": [0] * 60_000}
     (directory / MANIFEST_NAME).write_text(json.dumps(draft, separators=(",", ":")))
 
     with pytest.raises(MalformedError, match="at most"):
-        transfer.push(directory, AdapterRef.parse("org/task@1.0.0"), directory_registry)
+        push_directory(directory, "org/task@1.0.0", directory_registry)
     assert list(directory_registry.names()) == []
 
 

@@ -1,0 +1,195 @@
+"""The registry on the Hugging Face Hub: a repository for each adapter, a tag ``vX.Y.Z`` for each version.
+
+``main`` holds the highest release, so that whoever loads the repository as PEFT does never goes backwards. Older lines
+and pre-releases are committed to a side branch. A version is one commit, made onto the head that was read (so that of
+several publishers one wins), and then its tag. Whoever publishes next tags what a crash left without its tag, before
+anything is committed on top: so only the head of a branch can ever lack one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.fields import Bytes
+from lora_hub.documents.manifest import (
+    CARD_NAME,
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MAX_CARD,
+    MAX_MANIFEST,
+    VERSION_FILES,
+    Manifest,
+)
+from lora_hub.documents.model_card import update_card
+from lora_hub.documents.verified_adapter import manifest_digest
+from lora_hub.errors import MalformedError, NotFoundError, RegistryError, UsageError
+from lora_hub.reference import AdapterRef, exact_version
+from lora_hub.registry import network
+from lora_hub.registry.fetch import read_small
+from lora_hub.registry.hub_client import BranchMovedError, HubClient, NoAnswerError, Refs
+from lora_hub.registry.network import Retry, pause
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.version import Version
+
+URL = "hf://"
+TAG = "lora-hub"  # what cards of published adapters are tagged with
+MAIN = "main"
+SIDE = "lora-hub-versions"
+RACES = Retry(tries=30, first=0.1, longest=2.0)  # how often another publisher may be faster
+_LIST_LIMIT = 1000
+_ADAPTER_OF = "base_model:adapter:"
+
+
+class HubRegistry:
+    """Versions of adapters on the Hub that ``HF_ENDPOINT`` names."""
+
+    url = URL
+    is_remote = True
+
+    def __init__(self, *, private: bool = False) -> None:
+        self._client = HubClient()
+        self._private = private
+
+    # Reading
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the adapters of one organisation that were published by lora-hub: *prefix* begins with ``org/``."""
+        org, slash, _ = prefix.partition("/")
+        if not slash:
+            raise UsageError(
+                "the Hub has too many adapters to list", hint="name an organisation, such as `org/`, or search"
+            )
+        found = self._client.search(author=org, tags=(TAG,), limit=_LIST_LIMIT)
+        yield from sorted(m.name for m in found if m.name.startswith(prefix) and AdapterRef.is_name(m.name))
+
+    def search(self, text: str, *, base: str | None, limit: int) -> Iterator[Found]:
+        """Yield adapters in PEFT's format, whoever published them, the most downloaded first. One request."""
+        tags = ("peft",) if base is None else ("peft", f"{_ADAPTER_OF}{base}")
+        for model in self._client.search(text=text or None, tags=tags, limit=limit):
+            bases = [tag.removeprefix(_ADAPTER_OF) for tag in model.tags if tag.startswith(_ADAPTER_OF)]
+            yield Found(name=model.name, base=base or (bases[0] if bases else None), downloads=model.downloads)
+
+    def listing(self, reference: AdapterRef) -> Listing:
+        """Return the tagged versions and the head of ``main``. One request."""
+        try:
+            refs = self._client.refs(reference.name)
+        except NotFoundError:
+            return Listing()
+        return Listing(versions=_versions(refs), head=refs.branches.get(MAIN))
+
+    def snapshot(self, reference: AdapterRef, revision: str) -> Snapshot:
+        """Return the files of a commit. One request, and one for each file that is read."""
+        return self._snapshot(reference.name, revision, VERSION_FILES)
+
+    def _snapshot(self, repo: str, commit: str, names: tuple[str, ...]) -> Snapshot:
+        files = self._client.files(repo, commit, names)
+
+        def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
+            return self._client.stream(repo, commit, name, files[name], start, stop)
+
+        known = {name: RemoteFile(size=file.size, sha256=file.sha256) for name, file in files.items()}
+        return Snapshot(commit=commit, files=known, read=read)
+
+    # Publishing
+
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+        """Commit *files* and tag the commit; change nothing if the version exists.
+
+        Raises:
+            RegistryError: The Hub refused, or did not answer, or others were faster again and again.
+        """
+        version = exact_version(reference)
+        mine = manifest_digest(bytes(files[MANIFEST_NAME]))
+        may_be_mine = False
+        races, silences = RACES.waits(), network.RETRY.waits()
+        while True:
+            refs = self._settle(reference.name)
+            published = _versions(refs).get(version)
+            if published is not None:
+                is_new = may_be_mine and self._digest(reference.name, published) == mine
+                return Publication(is_new=is_new, commit=published)
+            try:
+                commit = self._commit(reference, version, files, refs)
+                if self._client.create_tag(reference.name, f"v{version}", commit):
+                    return Publication(is_new=True, commit=commit)
+                may_be_mine = True
+            except BranchMovedError:
+                self._wait_or_raise(races)
+            except NoAnswerError:
+                # It may have arrived all the same: what is there now says so.
+                may_be_mine = True
+                self._wait_or_raise(silences)
+
+    @staticmethod
+    def _wait_or_raise(waits: Iterator[float]) -> None:
+        wait = next(waits, None)
+        if wait is None:
+            raise  # noqa: PLE0704 - the error that is being handled
+        pause(wait)
+
+    def _settle(self, repo: str) -> Refs:
+        """Return the refs of *repo*, made if need be, once every version that was committed has its tag."""
+        try:
+            refs = self._client.refs(repo)
+        except NotFoundError:
+            self._client.create_repo(repo, private=self._private)
+            refs = self._client.refs(repo)
+        heads = {refs.branches[branch] for branch in (MAIN, SIDE) if branch in refs.branches}
+        untagged = {head: self._version_at(repo, head) for head in heads - set(refs.tags.values())}
+        missing = {
+            head: f"v{version}" for head, version in untagged.items() if version and f"v{version}" not in refs.tags
+        }
+        for head, tag in missing.items():
+            self._client.create_tag(repo, tag, head)
+        return self._client.refs(repo) if missing else refs
+
+    def _version_at(self, repo: str, commit: str) -> Version | None:
+        """Return the version that the manifest at *commit* claims for this very repository."""
+        with contextlib.suppress(NotFoundError, MalformedError):
+            reference = Manifest.parse(self._manifest(repo, commit)).reference
+            return reference.version if reference and reference.name == repo else None
+        return None
+
+    def _digest(self, repo: str, commit: str) -> str:
+        return manifest_digest(self._manifest(repo, commit))
+
+    def _manifest(self, repo: str, commit: str) -> bytes:
+        snapshot = self._snapshot(repo, commit, (MANIFEST_NAME,))
+        return bytes(read_small(snapshot, MANIFEST_NAME, limit=MAX_MANIFEST, source=repo))
+
+    def _commit(self, reference: AdapterRef, version: Version, files: Mapping[str, Bytes], refs: Refs) -> str:
+        """Commit *files* onto the branch that this version belongs to, and return the id of the commit."""
+        repo = reference.name
+        if MAIN not in refs.branches:
+            raise RegistryError(f"`{repo}` on `{self._client.host}` has no branch `{MAIN}`", hint="make one")
+        versions = _versions(refs)
+        is_highest = all(version > other for other in versions if not other.is_prerelease)
+        branch = MAIN if is_highest and not version.is_prerelease else SIDE
+        if branch not in refs.branches:
+            self._client.create_branch(repo, branch, refs.branches[MAIN])
+        parent = refs.branches.get(branch, refs.branches[MAIN])
+        content = {name: files[name] for name in VERSION_FILES}
+        content[CARD_NAME] = self._card(repo, parent, files, [*versions, version])
+        digest = manifest_digest(bytes(files[MANIFEST_NAME]))
+        return self._client.commit(repo, branch, parent, content, title=f"Publish {version}", description=digest)
+
+    def _card(self, repo: str, parent: str, files: Mapping[str, Bytes], versions: list[Version]) -> bytes:
+        snapshot = self._snapshot(repo, parent, (CARD_NAME,))
+        current = (
+            bytes(read_small(snapshot, CARD_NAME, limit=MAX_CARD, source=repo)) if CARD_NAME in snapshot.files else b""
+        )
+        return update_card(
+            current,
+            bytes(files.get(CARD_NAME, b"")),
+            manifest=Manifest.parse(bytes(files[MANIFEST_NAME])),
+            config=AdapterConfig.parse(bytes(files[CONFIG_NAME])),
+            versions=versions,
+        )
+
+
+def _versions(refs: Refs) -> dict[Version, str]:
+    """Return the commits of the tags ``vX.Y.Z``, rising."""
+    tags = {name.removeprefix("v"): commit for name, commit in refs.tags.items() if name.startswith("v")}
+    return dict(sorted((Version.parse(name), commit) for name, commit in tags.items() if Version.is_version(name)))

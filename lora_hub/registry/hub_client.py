@@ -1,0 +1,406 @@
+"""The Hugging Face Hub as its own client speaks it, with the manners that the client lacks.
+
+The only module that knows huggingface_hub. To what the client does it adds a limit to every wait, bounded answers,
+retries of what may be repeated, downloads that go on at any byte, and errors that say what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
+from huggingface_hub.utils._runtime import is_xet_available
+from huggingface_hub.utils._xet import (
+    XetFileData,
+    XetTokenType,
+    get_xet_session,
+    refresh_xet_connection_info,
+    xet_connection_info_refresh_url,
+    xet_headers_without_auth,
+)
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from lora_hub.documents.fields import Bytes, printable
+from lora_hub.errors import LoraHubError, RegistryError
+from lora_hub.registry import network
+from lora_hub.registry.network import pause, refusal, timeout, unreachable
+
+T = TypeVar("T")
+
+MAX_ANSWER = 32 * 1024 * 1024  # bytes of an answer of the API
+_MAX_REFUSAL = 1024 * 1024  # bytes of the body of a refusal
+_CHUNK = 1024 * 1024  # bytes
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)  # what the client raises on an answer that is none
+_AHEAD = 8  # chunks that wait for being written
+
+
+class BranchMovedError(RegistryError):
+    """Somebody else committed first; nothing was changed."""
+
+
+class NoAnswerError(RegistryError):
+    """The Hub did not say whether it did what it was asked to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFile:
+    """A file in a commit: bytes, SHA-256 in hex and Xet hash, where the Hub keeps it by those."""
+
+    size: int
+    sha256: str | None
+    xet_hash: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refs:
+    """The commits of branches and tags."""
+
+    branches: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One answer of a search."""
+
+    name: str
+    tags: tuple[str, ...]
+    downloads: int | None
+
+
+class HubClient:
+    """What the registry asks of the Hub. Token and endpoint are those of `hf`: HF_TOKEN, HF_ENDPOINT."""
+
+    def __init__(self) -> None:
+        self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self._api = HfApi(endpoint=self._endpoint, library_name="lora-hub", library_version=version("lora-hub"))
+
+    @property
+    def host(self) -> str:
+        """The host of the Hub, for messages."""
+        return urlsplit(self._endpoint).netloc.rpartition("@")[2]
+
+    # Reading
+
+    def refs(self, repo: str) -> Refs:
+        """Return the branches and version tags of *repo*. One request."""
+        refs = self._ask(f"the tags of `{repo}`", lambda: self._api.list_repo_refs(repo))
+        return Refs(
+            branches={ref.name: ref.target_commit for ref in refs.branches},
+            tags={ref.name: ref.target_commit for ref in refs.tags},
+        )
+
+    def files(self, repo: str, commit: str, names: tuple[str, ...]) -> dict[str, HubFile]:
+        """Return those of the files *names* that *commit* has. One request."""
+        found = self._ask(f"`{repo}` at {commit}", lambda: self._api.get_paths_info(repo, list(names), revision=commit))
+        return {
+            file.path: HubFile(size=file.size, sha256=file.lfs.sha256 if file.lfs else None, xet_hash=file.xet_hash)
+            for file in found
+            if isinstance(file, RepoFile) and file.path in names
+        }
+
+    def search(
+        self, *, text: str | None = None, author: str | None = None, tags: tuple[str, ...], limit: int
+    ) -> list[Model]:
+        """Return at most *limit* models that have all *tags*, the most downloaded first. One request."""
+        found = self._ask(
+            "a search",
+            lambda: list(
+                self._api.list_models(search=text, author=author, filter=list(tags), limit=limit, sort="downloads")
+            ),
+        )
+        return [Model(name=m.id, tags=tuple(m.tags or ()), downloads=m.downloads) for m in found]
+
+    def stream(self, repo: str, commit: str, name: str, file: HubFile, start: int, stop: int | None) -> Iterator[bytes]:
+        """Yield the bytes of *name* from *start* to *stop*, going on after a cut, over Xet where that is faster."""
+        what = f"`{name}` of `{repo}`"
+        end = file.size if stop is None else stop
+        position = start
+        if stop is None and file.xet_hash and end - start >= _CHUNK and is_xet_available():
+            with contextlib.suppress(_XetFailedError):
+                for chunk in self._xet_chunks(repo, commit, file, start):
+                    position += len(chunk)
+                    yield chunk
+                return
+        url = hf_hub_url(repo, name, revision=commit, endpoint=self._endpoint)
+        waits = network.RETRY.waits()
+        while position < end:
+            try:
+                for chunk in self._http_chunks(url, position, end):
+                    waits = network.RETRY.waits()  # it moves
+                    position += len(chunk)
+                    yield chunk
+                if position < end:
+                    raise httpx2.RemoteProtocolError("the answer was cut off")
+            except (HfHubHTTPError, httpx2.HTTPError) as error:
+                self._wait_or_raise(error, what, waits)
+
+    def _http_chunks(self, url: str, start: int, stop: int) -> Iterator[bytes]:
+        headers = self._headers() | {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
+        with _manners(), get_session().stream("GET", url, headers=headers) as response:
+            hf_raise_for_status(response)
+            # A server may ignore the range and begin at the beginning.
+            skip = start if response.status_code != httpx2.codes.PARTIAL_CONTENT else 0
+            for chunk in response.iter_raw(_CHUNK):
+                if skip < len(chunk):
+                    yield chunk[skip:]
+                skip = max(0, skip - len(chunk))
+
+    def _xet_chunks(self, repo: str, commit: str, file: HubFile, start: int) -> Iterator[bytes]:
+        from hf_xet import XetFileInfo
+
+        headers = self._headers()
+        route = xet_connection_info_refresh_url(
+            token_type=XetTokenType.READ, repo_id=repo, repo_type="model", revision=commit, endpoint=self._endpoint
+        )
+        try:
+            with _manners():
+                place = refresh_xet_connection_info(
+                    file_data=XetFileData(file_hash=str(file.xet_hash), refresh_route=route), headers=headers
+                )
+            group = get_xet_session().new_download_stream_group(
+                endpoint=place.endpoint,
+                token=place.access_token,
+                token_expiry_unix_secs=place.expiration_unix_epoch,
+                token_refresh_url=route,
+                token_refresh_headers=headers,
+                custom_headers=xet_headers_without_auth(headers),
+            )
+            stream = group.download_stream(XetFileInfo(file.xet_hash, file.size), start=start)
+        except (OSError, RuntimeError, httpx2.HTTPError, *_MALFORMED) as error:
+            raise _XetFailedError from error
+        yield from _watched(stream)
+
+    # Writing
+
+    def create_repo(self, repo: str, *, private: bool) -> None:
+        """Make *repo*, unless it exists."""
+        self._ask(f"creating `{repo}`", lambda: self._api.create_repo(repo, private=private, exist_ok=True))
+
+    def create_branch(self, repo: str, branch: str, commit: str) -> None:
+        """Make *branch* at *commit*, unless it exists."""
+        self._ask(
+            f"a branch of `{repo}`",
+            lambda: self._api.create_branch(repo, branch=branch, revision=commit, exist_ok=True),
+        )
+
+    def create_tag(self, repo: str, tag: str, commit: str) -> bool:
+        """Make *tag* at *commit*; return False, changing nothing, if there is one of that name."""
+
+        def create() -> bool:
+            try:
+                self._api.create_tag(repo, tag=tag, revision=commit)
+            except HfHubHTTPError as error:
+                if error.response.status_code != httpx2.codes.CONFLICT:
+                    raise
+                return False
+            return True
+
+        return self._ask(f"tagging `{repo}`", create)
+
+    def commit(
+        self, repo: str, branch: str, parent: str, files: Mapping[str, Bytes], *, title: str, description: str
+    ) -> str:
+        """Commit *files* onto *branch*, whose head must be *parent*, and return the id of the commit.
+
+        Raises:
+            BranchMovedError: The head is another one.
+            NoAnswerError: It may have been done, or not.
+        """
+        operations = [CommitOperationAdd(name, bytes(content)) for name, content in files.items()]
+        what = f"committing to `{repo}`"
+        try:
+            with _manners(), _bars_on_terminals_only():
+                done = self._api.create_commit(
+                    repo,
+                    operations,
+                    commit_message=title,
+                    commit_description=description,
+                    revision=branch,
+                    parent_commit=parent,
+                )
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            refused = self._refusal(error, what)
+            if status == httpx2.codes.PRECONDITION_FAILED:
+                raise BranchMovedError(refused.message, hint="run it again") from error
+            if status in network.RETRIED:
+                raise NoAnswerError(refused.message, hint=str(refused.hint)) from error
+            raise refused from error
+        except OfflineModeIsEnabled as error:
+            raise self._refusal(error, what) from error
+        except (OSError, RuntimeError, httpx2.HTTPError) as error:  # RuntimeError and OSError: hf-xet's own
+            lost = unreachable(self.host, what, error)
+            raise NoAnswerError(
+                lost.message, hint=f"{lost.hint}; where the server has no Xet, set HF_HUB_DISABLE_XET=1"
+            ) from error
+        except _MALFORMED as error:
+            raise _no_answer_at_all(self.host, what, error) from error
+        return str(done.oid)
+
+    # How to ask
+
+    def _headers(self) -> dict[str, str]:
+        return self._api._build_hf_headers()  # noqa: SLF001 - the client has no public name for its own headers
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        """Return what *call*, which may be repeated, returns; try again where that can help."""
+        waits = network.RETRY.waits()
+        while True:
+            try:
+                with _manners():
+                    return call()
+            except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
+                self._wait_or_raise(error, what, waits)
+            except _MALFORMED as error:
+                raise _no_answer_at_all(self.host, what, error) from error
+
+    def _wait_or_raise(self, error: Exception, what: str, waits: Iterator[float]) -> None:
+        response = error.response if isinstance(error, HfHubHTTPError) else None
+        may_pass = isinstance(error, httpx2.TransportError) or (
+            response is not None and response.status_code in network.RETRIED
+        )
+        wait = next(waits, None) if may_pass else None
+        if wait is None:
+            raise self._refusal(error, what) from error
+        pause(wait, response.headers.get("retry-after") if response is not None else None)
+
+    def _refusal(self, error: Exception, what: str) -> LoraHubError:
+        if isinstance(error, OfflineModeIsEnabled):
+            return RegistryError(f"the network is needed for {what}, and HF_HUB_OFFLINE forbids it", hint="unset it")
+        if not isinstance(error, HfHubHTTPError):
+            return unreachable(self.host, what, error)
+        said = printable(error.server_message) if error.server_message else ""
+        if isinstance(error, GatedRepoError):
+            return RegistryError(
+                f"`{self.host}` wants you to ask for access before {what}: {said}", hint="ask for it on its page"
+            )
+        is_missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | RemoteEntryNotFoundError)
+        status = int(httpx2.codes.NOT_FOUND) if is_missing else error.response.status_code
+        return refusal(status, host=self.host, what=what, said=said)
+
+
+def _no_answer_at_all(host: str, what: str, error: Exception) -> LoraHubError:
+    return RegistryError(
+        f"`{host}` answered the request for {what} with something else: {printable(str(error))}",
+        hint="check HF_ENDPOINT: is there a Hub?",
+    )
+
+
+# Over Xet
+
+
+class _XetFailedError(Exception):
+    """Xet gave up; plain HTTP has the same bytes."""
+
+
+def _watched(stream: Any) -> Iterator[bytes]:  # noqa: ANN401 - hf-xet has no types
+    """Yield what the Xet *stream* yields; its own waits have no limit, so they are waited for from outside."""
+    chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+
+    def read() -> None:
+        try:
+            for chunk in stream:
+                chunks.put(chunk)
+            chunks.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by who reads the queue
+            chunks.put(error)
+
+    threading.Thread(target=read, daemon=True, name="lora-hub-xet").start()
+    try:
+        while (chunk := chunks.get(timeout=timeout())) is not None:
+            if isinstance(chunk, BaseException):
+                raise _XetFailedError from chunk
+            yield chunk
+    except queue.Empty as error:
+        raise _XetFailedError from error
+    finally:
+        stream.cancel()
+
+
+# Manners: https://www.python-httpx.org/advanced/event-hooks
+
+_is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
+
+
+@contextlib.contextmanager
+def _manners() -> Iterator[None]:
+    """Have the client's session limit every wait, and the size of the answers to what is asked meanwhile."""
+    hooks = get_session().event_hooks
+    if _limit_wait not in hooks["request"]:
+        get_session().event_hooks = {
+            "request": [*hooks["request"], _limit_wait],
+            "response": [*hooks["response"], _limit_size],
+        }
+    token = _is_ours.set(True)
+    try:
+        yield
+    finally:
+        _is_ours.reset(token)
+
+
+def _limit_wait(request: httpx2.Request) -> None:
+    waits = request.extensions.get("timeout", {})
+    if all(seconds is None for seconds in waits.values()):
+        request.extensions["timeout"] = httpx2.Timeout(timeout()).as_dict()
+    if _is_ours.get():
+        request.headers["accept-encoding"] = "identity"
+
+
+def _limit_size(response: httpx2.Response) -> None:
+    is_api = response.request.url.path.startswith("/api/")
+    if _is_ours.get() and (is_api or response.is_error):
+        response.stream = _Bounded(response.stream, MAX_ANSWER if is_api else _MAX_REFUSAL)
+
+
+class _Bounded(httpx2.SyncByteStream):
+    """A stream of bytes that ends with an error beyond *limit* bytes."""
+
+    def __init__(self, stream: Any, limit: int) -> None:  # noqa: ANN401 - any of the client's streams
+        self._stream = stream
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[bytes]:
+        count = 0
+        for chunk in self._stream:
+            count += len(chunk)
+            if count > self._limit:
+                raise httpx2.RemoteProtocolError(f"the answer has more than {self._limit} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Let the client show its progress where a person looks."""
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,88 @@
+"""Manners on the network, whatever the protocol: how long to wait, when to try again, what a refusal means."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageError
+
+TIMEOUT = "LORA_HUB_TIMEOUT"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TRUE = {"1", "on", "yes", "true"}
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
+_LONGEST_WISH = 60.0  # seconds of a Retry-After that are obeyed
+
+
+def timeout() -> float:
+    """Return how many seconds any single wait on the network may last."""
+    text = os.environ.get(TIMEOUT, "60")
+    try:
+        seconds = float(text)
+        if not 0 < seconds < 1e6:  # noqa: PLR2004
+            raise ValueError(text)  # noqa: TRY301 - said below
+    except ValueError as error:
+        raise UsageError(f"{TIMEOUT} is {text!a}, expected seconds", hint="unset it, or mend it") from error
+    return seconds
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network, as the Hub's own client reads it."""
+    return any(os.environ.get(name, "").lower() in _TRUE for name in _OFFLINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often to try, and how long to wait in between: exponential, with full jitter, in seconds.
+
+    https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+    """
+
+    tries: int = 4
+    first: float = 0.5
+    longest: float = 8.0
+
+    def waits(self) -> Iterator[float]:
+        """Yield how long to wait before each further try."""
+        for attempt in range(self.tries - 1):
+            yield random.uniform(0, min(self.longest, self.first * 2**attempt))  # noqa: S311 - no secret
+
+
+RETRY = Retry()
+
+
+def pause(seconds: float, wish: str | None = None) -> None:
+    """Wait before the next try, as long as the server's Retry-After asks for, within reason."""
+    wished = float(wish) if wish and wish.isascii() and wish.isdigit() else 0.0
+    time.sleep(min(max(seconds, wished), _LONGEST_WISH))
+
+
+def refusal(status: int, *, host: str, what: str, said: str = "") -> LoraHubError:
+    """Return the error for an answer with *status* of *host* to a request for *what*."""
+    because = f": {said}" if said else ""
+    message = f"`{host}` answered {status} for {what}{because}"
+    match status:
+        case 401:
+            return RegistryError(message, hint="log in with `hf auth login`, or set HF_TOKEN to a valid token")
+        case 403:
+            return RegistryError(message, hint="your token may not do this: check its scopes and your role in the org")
+        case 404 | 410:
+            return NotFoundError(
+                message, hint="check the name; if it is private, log in with `hf auth login` or set HF_TOKEN"
+            )
+        case 429:
+            return RegistryError(message, hint="too many requests: wait some minutes and run it again")
+        case _ if status >= 500:  # noqa: PLR2004
+            return RegistryError(message, hint="the registry has a problem: run it again later")
+    return RegistryError(message, hint="the registry refused the request: check the name and your rights")
+
+
+def unreachable(host: str, what: str, error: Exception) -> RegistryError:
+    """Return the error for a *host* that gave no answer to a request for *what*."""
+    return RegistryError(
+        f"`{host}` did not answer the request for {what}: {type(error).__name__}: {error}",
+        hint=f"check the network, and HF_ENDPOINT if you set it; a slow host may need a larger {TIMEOUT}",
+    )

@@ -1,0 +1,125 @@
+"""One version or commit in a registry, known by its small files only: what it claims to be, before weights move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from lora_hub.documents.adapter_config import MAX_CONFIG, AdapterConfig
+from lora_hub.documents.fields import Bytes
+from lora_hub.documents.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MAX_FILE,
+    MAX_MANIFEST,
+    WEIGHTS_NAME,
+    FileEntry,
+    Manifest,
+)
+from lora_hub.documents.verified_adapter import check_file, derive, manifest_digest
+from lora_hub.errors import IntegrityError, RegistryError
+from lora_hub.reference import AdapterRef
+from lora_hub.registry.fetch import Progress, no_progress, read_header, read_small, read_weights
+from lora_hub.registry.registry import Registry, Snapshot
+
+_UNHASHED = 16 * 1024 * 1024  # bytes; the Hub keeps larger files by their SHA-256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a registry says that it has under an exact reference. Its digest is what a pin or a signature is about.
+
+    Attributes:
+        reference: An exact version, or a commit.
+        snapshot: Its files.
+        manifest: Bytes: of ``lora-hub.json``, or derived from the other files where that is missing.
+        source: What to call it in an error.
+        config: Bytes of ``adapter_config.json``, if they were read for the manifest.
+    """
+
+    reference: AdapterRef
+    snapshot: Snapshot
+    manifest: bytes = field(repr=False)
+    source: str
+    config: Bytes | None = field(default=None, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the manifest: the identity of this version."""
+        return manifest_digest(self.manifest)
+
+    @cached_property
+    def document(self) -> Manifest:
+        """The manifest, parsed."""
+        return Manifest.parse(self.manifest)
+
+    def read(
+        self, *, partials: Path | None = None, progress: Progress = no_progress
+    ) -> tuple[dict[str, Bytes], dict[str, Path]]:
+        """Return all files, still to be proven, and where under *partials* those lie that were written there."""
+        config = self._config_bytes()
+        weights = read_weights(
+            self.snapshot, self._entry(WEIGHTS_NAME), source=self.source, partials=partials, progress=progress
+        )
+        files: dict[str, Bytes] = {CONFIG_NAME: config, WEIGHTS_NAME: weights.buffer, MANIFEST_NAME: self.manifest}
+        return files, {} if weights.path is None else {WEIGHTS_NAME: weights.path}
+
+    def read_config(self) -> AdapterConfig:
+        """Return the config, whose bytes are those that the manifest describes."""
+        content = self._config_bytes()
+        check_file(self._entry(CONFIG_NAME), content, source=self.source)
+        return AdapterConfig.parse(bytes(content))
+
+    def _config_bytes(self) -> Bytes:
+        if self.config is not None:
+            return self.config
+        return read_small(self.snapshot, CONFIG_NAME, limit=MAX_CONFIG, source=self.source)
+
+    def _entry(self, name: str) -> FileEntry:
+        return next(entry for entry in self.document.files if entry.name == name)
+
+
+def look_up(registry: Registry, reference: AdapterRef, revision: str) -> Published:
+    """Return what *registry* has at *revision*, which is that of the exact *reference*.
+
+    Raises:
+        NotFoundError: There is no such revision, or it holds no adapter.
+        MalformedError: What is there describes no adapter.
+        IntegrityError: It is another adapter or version than *reference*.
+    """
+    snapshot = registry.snapshot(reference, revision)
+    source = f"{reference} in {registry.url}"
+    config = None
+    if MANIFEST_NAME in snapshot.files:
+        manifest = bytes(read_small(snapshot, MANIFEST_NAME, limit=MAX_MANIFEST, source=source))
+    else:
+        config = read_small(snapshot, CONFIG_NAME, limit=MAX_CONFIG, source=source)
+        manifest = _derive(snapshot, config, source)
+    published = Published(reference=reference, snapshot=snapshot, manifest=manifest, source=source, config=config)
+    _check_identity(published)
+    return published
+
+
+def _derive(snapshot: Snapshot, config: Bytes, source: str) -> bytes:
+    """Return the manifest of what lora-hub never published: its config, its tensors, the digests of both files."""
+    file = snapshot.files.get(WEIGHTS_NAME)
+    if file is not None and file.sha256 is None:
+        header: Bytes = read_small(snapshot, WEIGHTS_NAME, limit=_UNHASHED, source=source)
+        return derive(config, header, FileEntry.of(WEIGHTS_NAME, header)).to_bytes()
+    header, file = read_header(snapshot, source=source)
+    if file.sha256 is None or file.size > MAX_FILE:
+        raise RegistryError(f"`{source}` has weights of {file.size} bytes", hint="it is no LoRA adapter")
+    return derive(config, header, FileEntry(name=WEIGHTS_NAME, size=file.size, sha256=file.sha256)).to_bytes()
+
+
+def _check_identity(published: Published) -> None:
+    """A manifest speaks for its own name and version only. Where there are commits, a nameless draft may lie too."""
+    found, wanted = published.document.reference, published.reference
+    if found is None and published.snapshot.commit is not None:
+        return
+    if found is None or found.name != wanted.name or wanted.version not in {None, found.version}:
+        raise IntegrityError(
+            f"`{published.source}` is {found or 'a draft'} by its manifest ({published.digest})",
+            hint="the registry was tampered with or copied wrongly: ask who runs it",
+        )
