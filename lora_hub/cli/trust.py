@@ -23,9 +23,7 @@ def trust() -> None:
 @click.option("--digest", metavar="sha256:HEX", help="Pin REF only if its manifest has this digest.")
 @registry_option
 @json_option
-def pin(
-    refs: tuple[str, ...], file: click.File | None, digest: str | None, registry: str | None, as_json: bool
-) -> None:
+def pin(refs: tuple[str, ...], file: TextIO | None, digest: str | None, registry: str | None, as_json: bool) -> None:
     """Pin what each REF means now, by commit and digest: all of them, or none. No weights are downloaded."""
     from lora_hub import api
     from lora_hub.errors import UsageError

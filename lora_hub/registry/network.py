@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lora_hub.documents.fields import printable
 from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageError
 
 TIMEOUT = "LORA_HUB_TIMEOUT"
@@ -83,6 +84,12 @@ def refusal(status: int, *, host: str, what: str, said: str = "") -> LoraHubErro
 def unreachable(host: str, what: str, error: Exception) -> RegistryError:
     """Return the error for a *host* that gave no answer to a request for *what*."""
     return RegistryError(
-        f"`{host}` did not answer the request for {what}: {type(error).__name__}: {error}",
+        f"`{host}` gave no answer to the request for {what}: {_reasons(error)}",
         hint=f"check the network, and HF_ENDPOINT if you set it; a slow host may need a larger {TIMEOUT}",
     )
+
+
+def _reasons(error: BaseException) -> str:
+    """Return what *error* says and what caused it, innermost last, so that a terminal can show it."""
+    text = f"{type(error).__name__} {printable(str(error))}"
+    return f"{text}, from {_reasons(error.__cause__)}" if error.__cause__ else text

@@ -1,38 +1,69 @@
 """What the tests of registries and of the store share."""
 
+from collections.abc import Iterator
+
 import pytest
 from adapter_files import AdapterFiles, adapter_files
+from loopback_hub import LoopbackHub
 
 from lora_hub.documents.fields import sha256
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
+from lora_hub.registry.hub import HubRegistry
 from lora_hub.registry.pull import Pulled, Terms
 from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
 from lora_hub.registry.trust import TrustFile
 
-# Every registry passes the same suite: to be tested, a new one is added here.
-REGISTRIES = {"directory": lambda tmp_path: _empty(tmp_path / "registry")}
+# Every registry passes the same suite: to be tested, a new one is added here, as the name of its fixture.
+REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs"]
 
 
-def _empty(root) -> DirectoryRegistry:
-    root.mkdir(exist_ok=True)
-    return DirectoryRegistry(root)
-
-
-@pytest.fixture(params=sorted(REGISTRIES))
-def registry(request, tmp_path) -> Registry:
+@pytest.fixture(params=REGISTRIES)
+def registry(request) -> Registry:
     """An empty registry of each kind."""
-    return REGISTRIES[request.param](tmp_path)
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
+    """A Hub on this machine, which the client in this process takes for the only one; its token is logged in."""
+    with LoopbackHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        yield hub
+
+
+@pytest.fixture
+def hub_registry(hub) -> HubRegistry:
+    """The registry on that Hub, with the client's defaults."""
+    return HubRegistry()
+
+
+@pytest.fixture
+def hub_over_xet(hub_registry) -> HubRegistry:
+    """The same; its large files travel over Xet."""
+    return hub_registry
+
+
+@pytest.fixture
+def hub_over_lfs(hub_registry, monkeypatch) -> HubRegistry:
+    """The same, for a client without Xet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    return hub_registry
 
 
 @pytest.fixture
 def directory_registry(tmp_path) -> DirectoryRegistry:
-    """An empty directory registry, where a test looks at its files."""
-    return _empty(tmp_path / "registry")
+    """An empty registry in a directory of this machine."""
+    (tmp_path / "registry").mkdir(exist_ok=True)
+    return DirectoryRegistry(tmp_path / "registry")
 
 
 @pytest.fixture

