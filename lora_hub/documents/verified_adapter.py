@@ -58,8 +58,13 @@ class VerifiedAdapter:
     buffer: Bytes = field(repr=False)
 
 
-def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
+def verify(files: Mapping[str, Bytes], *, source: str, hashed: Iterable[FileEntry] = ()) -> VerifiedAdapter:
     """Return the adapter that *files* hold, by name: the two payload files and, where there is one, the manifest.
+
+    Args:
+        files: Their bytes.
+        source: What to call the adapter in an error.
+        hashed: What was computed from the very bytes of some of *files* while they were read, to save a second pass.
 
     Raises:
         NotFoundError: A payload file is missing.
@@ -73,14 +78,15 @@ def verify(files: Mapping[str, Bytes], *, source: str) -> VerifiedAdapter:
             )
     written = files.get(MANIFEST_NAME)
     manifest = Manifest.parse(bytes(written)) if written is not None else None
-    if manifest is not None:
-        for entry in manifest.files:
-            check_file(entry, files[entry.name], source=source)
+    known = {entry.name: entry for entry in hashed}
+    found = tuple(known.get(name) or FileEntry.of(name, files[name]) for name in PAYLOAD_NAMES)
+    for entry, other in zip(manifest.files if manifest else found, found, strict=True):
+        check_file(entry, other, source=source)
     config = AdapterConfig.parse(bytes(files[CONFIG_NAME]))
     tensors = read_header(files[WEIGHTS_NAME])
     layout = read_layout(config, tensors, manifest.lora.slices if manifest else ())
     _check_finite(files[WEIGHTS_NAME], tensors)
-    described = describe(config, layout, tensors, [FileEntry.of(name, files[name]) for name in PAYLOAD_NAMES])
+    described = describe(config, layout, tensors, found)
     if manifest is not None:
         _check_summary(manifest.lora, described.lora)
     manifest = manifest or described
@@ -119,9 +125,8 @@ def manifest_digest(content: bytes) -> str:
     return f"sha256:{sha256(content)}"
 
 
-def check_file(entry: FileEntry, content: Bytes, *, source: str) -> None:
-    """Raise `IntegrityError` unless *content* is the file that *entry* describes."""
-    found = FileEntry.of(entry.name, content)
+def check_file(entry: FileEntry, found: FileEntry, *, source: str) -> None:
+    """Raise `IntegrityError` unless what was *found* is the file that *entry* describes."""
     if found != entry:
         raise IntegrityError(
             f"`{entry.name}` of `{source}` has {found.size} bytes and sha256 {found.sha256}, "

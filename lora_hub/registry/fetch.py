@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME, FileEntry
@@ -28,9 +32,10 @@ def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[in
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of a file, and where they lie on disk as well, if they do."""
+    """The bytes of a file, what they are found to be, and where they lie on disk as well, if they do."""
 
     buffer: bytearray
+    found: FileEntry
     path: Path | None = None
 
 
@@ -75,16 +80,59 @@ def read_weights(
     if file.size != entry.size:  # before memory is taken for it
         raise _other_size(entry.name, source, file.size, entry.size)
     if partials is None or entry.size < RESUMABLE:
-        return Content(_read_exactly(snapshot, entry, source, progress))
+        content = _read_exactly(snapshot, entry, source, progress)
+        return Content(content, FileEntry.of(entry.name, content))
+    content = _allocate(entry, source)
     with machine_errors(), partial_file(partials, entry.sha256) as (part, path):
-        content = _allocate(entry, source)
         have = part.readinto(content)
         if part.read(1):  # longer than it can be: not ours
             have = 0
-        part.seek(have)
-        part.truncate()
-        _fill(content, have, snapshot, entry, source, progress, part.write)
-    return Content(content, path)
+            part.truncate(0)
+        with _Follower(content, part.fileno()) as follower:
+
+            def keep(chunk: Bytes, stop: int) -> None:
+                part.write(chunk)
+                follower.follow(stop)
+
+            _fill(content, have, snapshot, entry, source, progress, keep)
+        found = FileEntry(name=entry.name, size=len(content), sha256=follower.sha256.hexdigest())
+    return Content(content, found, path)
+
+
+class _Follower:
+    """Hashes a buffer and syncs its file in a thread of its own, while both are still filled from their beginning."""
+
+    _STRIDE = 16 * 1024 * 1024  # bytes; each hand-over costs a turn of the interpreter's lock
+
+    def __init__(self, buffer: bytearray, descriptor: int) -> None:
+        self.sha256 = hashlib.sha256()
+        self._view = memoryview(buffer)
+        self._descriptor = descriptor
+        self._done = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-follower")
+        self._work: list[Future[None]] = []
+
+    def follow(self, stop: int) -> None:
+        """Hash and sync what lies before *stop* and will not change any more, once that is worth it."""
+        if stop - self._done >= self._STRIDE:
+            self._hand_over(stop)
+
+    def _hand_over(self, stop: int) -> None:
+        self._work.append(self._thread.submit(self._hash_and_sync, self._done, stop))
+        self._done = stop
+
+    def _hash_and_sync(self, start: int, stop: int) -> None:
+        self.sha256.update(self._view[start:stop])
+        os.fsync(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hand_over(len(self._view))
+        self._thread.shutdown()
+        for work in self._work:
+            work.result()
 
 
 def _file(snapshot: Snapshot, name: str, source: str) -> RemoteFile:
@@ -107,7 +155,7 @@ def _read_range(snapshot: Snapshot, start: int, stop: int, source: str) -> bytea
 
 def _read_exactly(snapshot: Snapshot, entry: FileEntry, source: str, progress: Progress) -> bytearray:
     content = _allocate(entry, source)
-    _fill(content, 0, snapshot, entry, source, progress, lambda _chunk: None)
+    _fill(content, 0, snapshot, entry, source, progress, lambda _chunk, _stop: None)
     return content
 
 
@@ -127,26 +175,22 @@ def _fill(
     entry: FileEntry,
     source: str,
     progress: Progress,
-    keep: Callable[[Bytes], object],
+    keep: Callable[[Bytes, int], object],
 ) -> None:
-    """Read what is missing after the first *have* bytes of *content*; `keep` gets each chunk as well."""
+    """Read what is missing after the first *have* bytes of *content*; `keep` gets each chunk, and where it ends."""
     view = memoryview(content)
     with progress(entry.name, entry.size) as advance:
         advance(have)
-        for chunk in _missing(snapshot, entry, have):
+        for chunk in snapshot.read(entry.name, have, None) if have < entry.size else ():
             stop = have + len(chunk)
             if stop > entry.size:
                 raise _other_size(entry.name, source, f"more than {entry.size}", entry.size)
             view[have:stop] = chunk
-            keep(chunk)
+            keep(chunk, stop)
             advance(len(chunk))
             have = stop
     if have != entry.size:
         raise _other_size(entry.name, source, have, entry.size)
-
-
-def _missing(snapshot: Snapshot, entry: FileEntry, have: int) -> Iterator[Bytes]:
-    return iter(()) if have == entry.size else snapshot.read(entry.name, have, None)
 
 
 def _other_size(name: str, source: str, found: object, expected: int) -> IntegrityError:

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 MAX_ANSWER = 32 * 1024 * 1024  # bytes of an answer of the API
 _MAX_REFUSAL = 1024 * 1024  # bytes of the body of a refusal
-_CHUNK = 1024 * 1024  # bytes
+_WORTH_XET = 1024 * 1024  # bytes; a smaller file is there before Xet has said where its parts are
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)  # what the client raises on an answer that is none
 _AHEAD = 8  # chunks that wait for being written
 
@@ -93,6 +93,7 @@ class HubClient:
     """What the registry asks of the Hub. Token and endpoint are those of `hf`: HF_TOKEN, HF_ENDPOINT."""
 
     def __init__(self) -> None:
+        _limit_xet()
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self._endpoint, library_name="lora-hub", library_version=version("lora-hub"))
 
@@ -137,7 +138,7 @@ class HubClient:
         what = f"`{name}` of `{repo}`"
         end = file.size if stop is None else stop
         position = start
-        if stop is None and file.xet_hash and end - start >= _CHUNK and is_xet_available():
+        if stop is None and file.xet_hash and end - start >= _WORTH_XET and is_xet_available():
             with contextlib.suppress(_XetFailedError):
                 for chunk in self._xet_chunks(repo, commit, file, start):
                     position += len(chunk)
@@ -162,7 +163,7 @@ class HubClient:
             hf_raise_for_status(response)
             # A server may ignore the range and begin at the beginning.
             skip = start if response.status_code != httpx2.codes.PARTIAL_CONTENT else 0
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 if skip < len(chunk):
                     yield chunk[skip:]
                 skip = max(0, skip - len(chunk))
@@ -309,6 +310,13 @@ def _no_answer_at_all(host: str, what: str, error: Exception) -> LoraHubError:
 
 
 # Over Xet
+
+
+def _limit_xet() -> None:
+    """Have hf-xet give up in time, unless the user said when; it reads this once in each process."""
+    limits = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "500ms", "READ_TIMEOUT": f"{timeout():.0f}s"}
+    for name, value in limits.items():
+        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
 
 
 class _XetFailedError(Exception):

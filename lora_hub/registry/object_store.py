@@ -244,9 +244,9 @@ class ObjectStoreRegistry:
             message = missing or f"there is no registry `{self._url}`"
             raise NotFoundError(message, hint="check the URL; a push makes no bucket") from error
         except ImportError as error:
-            needed = getattr(error.__cause__ or error, "name", None) or "fsspec[full]"
-            needed = f"lora-hub[{self._protocol}]" if self._protocol in _LOG_IN else needed
-            message = f"a registry of the kind `{self._protocol}:` needs a package that is not installed"
+            package = getattr(error.__cause__ or error, "name", None) or "fsspec[full]"
+            needed = f"lora-hub[{self._protocol}]" if self._protocol in _LOG_IN else package
+            message = f"a registry of the kind `{self._protocol}:` needs the package `{package}`"
             raise MissingExtraError(message, hint=f"pip install '{needed}'") from error
         except ValueError as error:  # fsspec's word for a protocol that it does not know
             raise UsageError(f"`{self._url}` names no registry: {error}", hint=_CHECK) from error
@@ -263,8 +263,9 @@ def _normalise(url: str) -> tuple[str, str]:
     protocol, separator, rest = url.partition("://")
     protocol, chain, inner = protocol.partition("::")
     protocol = _ALIASES.get(protocol.lower(), protocol.lower())
-    is_login = "@" in url and protocol not in _AT_IS_NO_LOGIN
-    if is_login or "?" in url or "#" in url:  # such a URL may hold a secret, and is not repeated
+    if (
+        ("@" in url and protocol not in _AT_IS_NO_LOGIN) or "?" in url or "#" in url
+    ):  # such a URL may hold a secret, and is not repeated
         raise UsageError("the URL of a registry has no login, `@`, `?` or `#`", hint=_LOG_IN.get(protocol, _CHECK))
     if not protocol or not separator or (protocol in _LOG_IN and not rest.strip("/")):
         raise UsageError(f"{url!a} names no registry", hint="write `s3://bucket/prefix`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,31 @@ from lora_hub.documents.manifest import (
     FileEntry,
     Manifest,
 )
-from lora_hub.documents.verified_adapter import check_file, derive, manifest_digest
-from lora_hub.errors import IntegrityError, RegistryError
+from lora_hub.documents.verified_adapter import VerifiedAdapter, check_file, derive, manifest_digest, verify
+from lora_hub.errors import IntegrityError, LoraHubError, RegistryError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.fetch import Progress, no_progress, read_header, read_small, read_weights
 from lora_hub.registry.registry import Registry, Snapshot
 
 _UNHASHED = 16 * 1024 * 1024  # bytes; the Hub keeps larger files by their SHA-256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """All files of one version, unproven: their bytes, the entries of those hashed on the way, and where they lie."""
+
+    files: Mapping[str, Bytes]
+    hashed: tuple[FileEntry, ...]
+    written: Mapping[str, Path]
+
+    def verify(self, *, source: str) -> VerifiedAdapter:
+        """Return the proven adapter; what was written of one that is none is removed: nobody goes on with it."""
+        try:
+            return verify(self.files, source=source, hashed=self.hashed)
+        except LoraHubError:
+            for path in self.written.values():
+                path.unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +73,22 @@ class Published:
         """The manifest, parsed."""
         return Manifest.parse(self.manifest)
 
-    def read(
-        self, *, partials: Path | None = None, progress: Progress = no_progress
-    ) -> tuple[dict[str, Bytes], dict[str, Path]]:
-        """Return all files, still to be proven, and where under *partials* those lie that were written there."""
+    def read(self, *, partials: Path | None = None, progress: Progress = no_progress) -> Download:
+        """Return all files, still to be proven; a large one is kept under *partials* as well."""
         config = self._config_bytes()
         weights = read_weights(
             self.snapshot, self._entry(WEIGHTS_NAME), source=self.source, partials=partials, progress=progress
         )
-        files: dict[str, Bytes] = {CONFIG_NAME: config, WEIGHTS_NAME: weights.buffer, MANIFEST_NAME: self.manifest}
-        return files, {} if weights.path is None else {WEIGHTS_NAME: weights.path}
+        return Download(
+            files={CONFIG_NAME: config, WEIGHTS_NAME: weights.buffer, MANIFEST_NAME: self.manifest},
+            hashed=(weights.found,),
+            written={} if weights.path is None else {WEIGHTS_NAME: weights.path},
+        )
 
     def read_config(self) -> AdapterConfig:
         """Return the config, whose bytes are those that the manifest describes."""
         content = self._config_bytes()
-        check_file(self._entry(CONFIG_NAME), content, source=self.source)
+        check_file(self._entry(CONFIG_NAME), FileEntry.of(CONFIG_NAME, content), source=self.source)
         return AdapterConfig.parse(bytes(content))
 
     def _config_bytes(self) -> Bytes:

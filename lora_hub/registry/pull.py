@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
-from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
+from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import IntegrityError, NotFoundError, PolicyError, RegistryError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.fetch import Progress, no_progress
@@ -161,14 +161,9 @@ def bring(choice: Choice, registry: Registry, store: Store, terms: Terms) -> Pul
 
 def _fetch(published: Published, store: Store, terms: Terms) -> VerifiedAdapter:
     store.sweep()
-    files, written = published.read(partials=store.partials, progress=terms.progress)
-    try:
-        adapter = verify(files, source=published.source)
-    except Exception:
-        for path in written.values():  # the next run must not go on with bytes that are wrong
-            path.unlink(missing_ok=True)
-        raise
-    store.add(adapter, files, written=written)
+    download = published.read(partials=store.partials, progress=terms.progress)
+    adapter = download.verify(source=published.source)
+    store.add(adapter, download.files, written=download.written)
     return adapter
 
 

@@ -100,7 +100,7 @@ def _adopt(registry: Registry, reference: AdapterRef, mine: bytes) -> Published:
         published = find(registry, reference).published
         is_other = differs(published.manifest, mine)
         if not registry.is_remote:
-            verify(published.read()[0], source=published.source)
+            published.read().verify(source=published.source)
     except (NotFoundError, MalformedError, IntegrityError) as error:
         raise RegistryError(
             f"`{reference}` in `{registry.url}` is not whole: {error.message}", hint="ask who runs the registry"

@@ -58,7 +58,7 @@ def test_what_is_published_comes_back(registry, push):
     """The files are the ones that were pushed, with a manifest that says what they are."""
     adapter = adapter_files()
     push(registry, "org/task@1.0.0", adapter)
-    files, _ = find(registry, NAME.at(Version(1, 0, 0))).published.read()
+    files = find(registry, NAME.at(Version(1, 0, 0))).published.read().files
     manifest = Manifest.parse(files[MANIFEST_NAME])
 
     assert {name: files[name] for name in (CONFIG_NAME, WEIGHTS_NAME)} == adapter.files()
