@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -44,15 +41,13 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from lora_hub.documents.fields import Bytes, printable
 from lora_hub.errors import LoraHubError, RegistryError
 from lora_hub.registry import network
+from lora_hub.registry.manners import manners
 from lora_hub.registry.network import pause, refusal, timeout, unreachable
 
 T = TypeVar("T")
 
-MAX_ANSWER = 32 * 1024 * 1024  # bytes of an answer of the API
-_MAX_REFUSAL = 1024 * 1024  # bytes of the body of a refusal
 _WORTH_XET = 1024 * 1024  # bytes; a smaller file is there before Xet has said where its parts are
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)  # what the client raises on an answer that is none
-_AHEAD = 8  # chunks that wait for being written
 
 
 class BranchMovedError(RegistryError):
@@ -159,7 +154,7 @@ class HubClient:
 
     def _http_chunks(self, url: str, start: int, stop: int) -> Iterator[bytes]:
         headers = self._headers() | {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
-        with _manners(), get_session().stream("GET", url, headers=headers) as response:
+        with manners(get_session()) as session, session.stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             # A server may ignore the range and begin at the beginning.
             skip = start if response.status_code != httpx2.codes.PARTIAL_CONTENT else 0
@@ -176,7 +171,7 @@ class HubClient:
             token_type=XetTokenType.READ, repo_id=repo, repo_type="model", revision=commit, endpoint=self._endpoint
         )
         try:
-            with _manners():
+            with manners(get_session()):
                 place = refresh_xet_connection_info(
                     file_data=XetFileData(file_hash=str(file.xet_hash), refresh_route=route), headers=headers
                 )
@@ -191,7 +186,10 @@ class HubClient:
             stream = group.download_stream(XetFileInfo(file.xet_hash, file.size), start=start)
         except (OSError, RuntimeError, httpx2.HTTPError, *_MALFORMED) as error:
             raise _XetFailedError from error
-        yield from _watched(stream)
+        try:
+            yield from network.watched(stream, stream.cancel)
+        except network.StalledError as error:
+            raise _XetFailedError from error
 
     # Writing
 
@@ -232,7 +230,7 @@ class HubClient:
         operations = [CommitOperationAdd(name, bytes(content)) for name, content in files.items()]
         what = f"committing to `{repo}`"
         try:
-            with _manners(), _bars_on_terminals_only():
+            with manners(get_session()), _bars_on_terminals_only():
                 done = self._api.create_commit(
                     repo,
                     operations,
@@ -270,7 +268,7 @@ class HubClient:
         waits = network.RETRY.waits()
         while True:
             try:
-                with _manners():
+                with manners(get_session()):
                     return call()
             except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 self._wait_or_raise(error, what, waits)
@@ -321,84 +319,6 @@ def _limit_xet() -> None:
 
 class _XetFailedError(Exception):
     """Xet gave up; plain HTTP has the same bytes."""
-
-
-def _watched(stream: Any) -> Iterator[bytes]:  # noqa: ANN401 - hf-xet has no types
-    """Yield what the Xet *stream* yields; its own waits have no limit, so they are waited for from outside."""
-    chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
-
-    def read() -> None:
-        try:
-            for chunk in stream:
-                chunks.put(chunk)
-            chunks.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again by who reads the queue
-            chunks.put(error)
-
-    threading.Thread(target=read, daemon=True, name="lora-hub-xet").start()
-    try:
-        while (chunk := chunks.get(timeout=timeout())) is not None:
-            if isinstance(chunk, BaseException):
-                raise _XetFailedError from chunk
-            yield chunk
-    except queue.Empty as error:
-        raise _XetFailedError from error
-    finally:
-        stream.cancel()
-
-
-# Manners: https://www.python-httpx.org/advanced/event-hooks
-
-_is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
-
-
-@contextlib.contextmanager
-def _manners() -> Iterator[None]:
-    """Have the client's session limit every wait, and the size of the answers to what is asked meanwhile."""
-    hooks = get_session().event_hooks
-    if _limit_wait not in hooks["request"]:
-        get_session().event_hooks = {
-            "request": [*hooks["request"], _limit_wait],
-            "response": [*hooks["response"], _limit_size],
-        }
-    token = _is_ours.set(True)
-    try:
-        yield
-    finally:
-        _is_ours.reset(token)
-
-
-def _limit_wait(request: httpx2.Request) -> None:
-    waits = request.extensions.get("timeout", {})
-    if all(seconds is None for seconds in waits.values()):
-        request.extensions["timeout"] = httpx2.Timeout(timeout()).as_dict()
-    if _is_ours.get():
-        request.headers["accept-encoding"] = "identity"
-
-
-def _limit_size(response: httpx2.Response) -> None:
-    is_api = response.request.url.path.startswith("/api/")
-    if _is_ours.get() and (is_api or response.is_error):
-        response.stream = _Bounded(response.stream, MAX_ANSWER if is_api else _MAX_REFUSAL)
-
-
-class _Bounded(httpx2.SyncByteStream):
-    """A stream of bytes that ends with an error beyond *limit* bytes."""
-
-    def __init__(self, stream: Any, limit: int) -> None:  # noqa: ANN401 - any of the client's streams
-        self._stream = stream
-        self._limit = limit
-
-    def __iter__(self) -> Iterator[bytes]:
-        count = 0
-        for chunk in self._stream:
-            count += len(chunk)
-            if count > self._limit:
-                raise httpx2.RemoteProtocolError(f"the answer has more than {self._limit} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 @contextlib.contextmanager

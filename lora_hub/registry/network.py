@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import random
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lora_hub.documents.fields import printable
@@ -15,6 +18,7 @@ TIMEOUT = "LORA_HUB_TIMEOUT"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = {"1", "on", "yes", "true"}
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
+_AHEAD = 8  # chunks that may wait for being read
 _LONGEST_WISH = 60.0  # seconds of a Retry-After that are obeyed
 
 
@@ -87,6 +91,41 @@ def unreachable(host: str, what: str, error: Exception) -> RegistryError:
         f"`{host}` gave no answer to the request for {what}: {_reasons(error)}",
         hint=f"check the network, and HF_ENDPOINT if you set it; a slow host may need a larger {TIMEOUT}",
     )
+
+
+class StalledError(Exception):
+    """A stream came to a halt, or broke."""
+
+
+def watched(stream: Iterable[bytes], cancel: Callable[[], object]) -> Iterator[bytes]:
+    """Yield what *stream*, whose waits have no limit of their own, yields; `cancel` ends it when nobody reads on.
+
+    Raises:
+        StalledError: It failed, or nothing came for as long as a wait may last.
+    """
+    chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+
+    def read() -> None:
+        try:
+            for chunk in stream:
+                chunks.put(chunk)
+            chunks.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by who reads the queue
+            chunks.put(error)
+
+    threading.Thread(target=read, daemon=True, name="lora-hub-stream").start()
+    try:
+        while (chunk := chunks.get(timeout=timeout())) is not None:
+            if isinstance(chunk, BaseException):
+                raise StalledError from chunk
+            yield chunk
+    except queue.Empty as error:
+        raise StalledError from error
+    finally:
+        cancel()
+        with contextlib.suppress(queue.Empty):  # so that the thread is not left waiting for room
+            while True:
+                chunks.get_nowait()
 
 
 def _reasons(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from lora_hub.documents.fields import Bytes
+from lora_hub.documents.fields import Bytes, printable
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, PAYLOAD_NAMES, VERSION_FILES, Manifest, differs
 from lora_hub.errors import (
     MalformedError,
@@ -229,7 +229,7 @@ class ObjectStoreRegistry:
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if self._protocol == "s3":
             limits = {"connect_timeout": min(10.0, timeout()), "read_timeout": timeout()}
-            options["config_kwargs"] = {**limits, "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"}}
+            options["config_kwargs"] = {**limits, "retries": {"total_max_attempts": _ATTEMPTS, "mode": "standard"}}
         with self._errors():
             store, root = fsspec.url_to_fs(self._url, **options)
         store.retries = 2  # of s3fs, around those of botocore: only s3fs sees an answer that was cut off
@@ -253,7 +253,7 @@ class ObjectStoreRegistry:
         except Exception as error:
             if not isinstance(error, OSError) and _package(error) in {"builtins", "lora_hub"}:
                 raise
-            said = "".join(c for c in f"{type(error).__name__}: {error}"[:300] if c.isprintable())
+            said = printable(f"{type(error).__name__}: {error}", limit=300)
             hint = _LOG_IN.get(self._protocol, "check the login that it needs") if _is_login(error) else _CHECK
             raise RegistryError(f"`{self._url}` cannot be used: {said}", hint=hint) from error
 
@@ -263,9 +263,8 @@ def _normalise(url: str) -> tuple[str, str]:
     protocol, separator, rest = url.partition("://")
     protocol, chain, inner = protocol.partition("::")
     protocol = _ALIASES.get(protocol.lower(), protocol.lower())
-    if (
-        ("@" in url and protocol not in _AT_IS_NO_LOGIN) or "?" in url or "#" in url
-    ):  # such a URL may hold a secret, and is not repeated
+    # Such a URL may hold a secret, and is not repeated.
+    if "?" in url or "#" in url or ("@" in url and protocol not in _AT_IS_NO_LOGIN):
         raise UsageError("the URL of a registry has no login, `@`, `?` or `#`", hint=_LOG_IN.get(protocol, _CHECK))
     if not protocol or not separator or (protocol in _LOG_IN and not rest.strip("/")):
         raise UsageError(f"{url!a} names no registry", hint="write `s3://bucket/prefix`")
@@ -277,5 +276,5 @@ def _package(error: BaseException) -> str:
 
 
 def _is_login(error: Exception) -> bool:
-    is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) in {401, 403}
-    return is_refused or "Credential" in type(error).__name__
+    is_refusal = isinstance(error, PermissionError) or getattr(error, "status", None) in {401, 403}
+    return is_refusal or "Credential" in type(error).__name__
