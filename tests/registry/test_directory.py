@@ -9,8 +9,8 @@ from adapter_files import MANIFEST_NAME
 from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.directory import DirectoryRegistry
-from lora_hub.registry.locate import open_registry
 from lora_hub.registry.find import find
+from lora_hub.registry.locate import open_registry
 
 REFERENCE = AdapterRef.parse("org/task@1.0.0")
 
