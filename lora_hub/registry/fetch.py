@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,51 +90,55 @@ def read_weights(
         if part.read(1):  # longer than it can be: not ours
             have = 0
             part.truncate(0)
-        with _Follower(content, part.fileno()) as follower:
+        with _Hasher(content) as hasher:
 
             def keep(chunk: Bytes, stop: int) -> None:
                 part.write(chunk)
-                follower.follow(stop)
+                hasher.follow(stop)
 
             _fill(content, have, snapshot, entry, source, progress, keep)
-        found = FileEntry(name=entry.name, size=len(content), sha256=follower.sha256.hexdigest())
+            part.flush()
+            _begin_to_sync(part.fileno())
+    found = FileEntry(name=entry.name, size=len(content), sha256=hasher.sha256.hexdigest())
     return Content(content, found, path)
 
 
-class _Follower:
-    """Hashes a buffer and syncs its file in a thread of its own, while both are still filled from their beginning."""
+class _Hasher:
+    """Computes the SHA-256 of a buffer in a thread of its own, while the buffer is still filled from its beginning."""
 
-    _STRIDE = 16 * 1024 * 1024  # bytes; each hand-over costs a turn of the interpreter's lock
+    _STRIDE = 8 * 1024 * 1024  # bytes; each hand-over costs a turn of the interpreter's lock
 
-    def __init__(self, buffer: bytearray, descriptor: int) -> None:
+    def __init__(self, buffer: bytearray) -> None:
         self.sha256 = hashlib.sha256()
         self._view = memoryview(buffer)
-        self._descriptor = descriptor
         self._done = 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-follower")
-        self._work: list[Future[None]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-sha256")
 
-    def follow(self, stop: int) -> None:
-        """Hash and sync what lies before *stop* and will not change any more, once that is worth it."""
-        if stop - self._done >= self._STRIDE:
-            self._hand_over(stop)
-
-    def _hand_over(self, stop: int) -> None:
-        self._work.append(self._thread.submit(self._hash_and_sync, self._done, stop))
-        self._done = stop
-
-    def _hash_and_sync(self, start: int, stop: int) -> None:
-        self.sha256.update(self._view[start:stop])
-        os.fsync(self._descriptor)
+    def follow(self, stop: int, *, at_least: int = _STRIDE) -> None:
+        """Hash what lies before *stop* and will not change any more, if that is *at_least* so many bytes."""
+        if stop - self._done >= at_least:
+            self._thread.submit(self.sha256.update, self._view[self._done : stop])
+            self._done = stop
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hand_over(len(self._view))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.follow(len(self._view), at_least=0)
         self._thread.shutdown()
-        for work in self._work:
-            work.result()
+
+
+def _begin_to_sync(descriptor: int) -> None:
+    """Have the disk begin to write, while the bytes are still being proven; whoever makes them visible waits for it."""
+    copy = os.dup(descriptor)
+
+    def sync() -> None:
+        with contextlib.suppress(OSError):  # whoever waits for it gets it as well
+            os.fsync(copy)
+        os.close(copy)
+
+    threading.Thread(target=sync, name="lora-hub-sync").start()
 
 
 def _file(snapshot: Snapshot, name: str, source: str) -> RemoteFile:

@@ -91,8 +91,7 @@ class ObjectStoreRegistry:
         """Return the files of a version."""
         folder = f"{reference.name}/{revision}"
         with self._errors():
-            names = VERSION_FILES if Version.is_version(revision) else ()
-            sizes = {name: self._size(f"{folder}/{name}") for name in names}
+            sizes = {name: self._size(f"{folder}/{name}") for name in VERSION_FILES if Version.is_version(revision)}
         if sizes.get(MANIFEST_NAME) is None:
             message = f"`{self._url}` has no version `{revision}` of `{reference.name}`"
             raise NotFoundError(message, hint=f"run `lora-hub list {reference.name}` to see what it has")

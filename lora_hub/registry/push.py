@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_hub.adapter_directory import read_files
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, differs, publish
+from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
 from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.errors import (
@@ -79,7 +79,7 @@ def _prepare(directory: Path, reference: AdapterRef) -> tuple[dict[str, Bytes], 
     files = read_files(directory)
     derived = verify(files, source=str(directory)).manifest.to_bytes()
     manifest = publish(bytes(files.get(MANIFEST_NAME, derived)), reference=reference, created=_now())
-    verify({**files, MANIFEST_NAME: manifest}, source=str(directory))
+    Manifest.parse(manifest)  # what nobody could read again is not published for good
     with contextlib.suppress(NotFoundError):
         files[CARD_NAME] = read_file(directory / CARD_NAME, limit=MAX_CARD)
     return files, manifest
