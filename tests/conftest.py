@@ -2,8 +2,10 @@
 
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
+from loopback_hub import LoopbackHub
 
 # For transformers and PEFT, which would ask the Hub; what tests the Hub itself says where that is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,3 +36,15 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_to_loopback)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
+    """A Hub on this machine, which the client in this process takes for the only one; its token is logged in."""
+    with LoopbackHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        yield hub

@@ -32,6 +32,28 @@ def test_example_of_use_runs(tmp_path, monkeypatch):
     assert (tmp_path / "adapters" / "org" / "task" / "1.0.0" / "lora-hub.json").is_file()
 
 
+def test_example_of_the_hub_runs(hub, tmp_path, monkeypatch):
+    """What is pushed to the Hub comes back by its digest, and by a lock file."""
+    import models
+
+    import lora_hub
+    from lora_hub import api
+
+    model = models.llama()
+    models.peft_directory(model, tmp_path / "out", target_modules=["q_proj"])
+    monkeypatch.chdir(tmp_path)
+    push, *rest = PYTHON[2].splitlines()
+    exec(push, {"lora_hub": lora_hub})
+    api.lock(["org/task"])
+    (pin,) = api.trust().read().pins
+    for line in rest:
+        names = {"lora_hub": lora_hub, "model": model}
+        exec(line.replace("sha256:…", pin.digest), names)
+        names["adapter"].remove()
+
+    assert hub.repo("org/task").tags.keys() == {"v1.2.0"}
+
+
 def test_mixin_of_the_readme_is_a_trainer():
     """The line about `Trainer` makes a class that can be instantiated like one."""
     from transformers import Trainer
@@ -45,11 +67,11 @@ def test_mixin_of_the_readme_is_a_trainer():
 def test_plugin_of_the_readme_is_one():
     """The example plugin returns an architecture, and fits into the promised fifteen lines."""
     names: dict = {}
-    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    exec(compile(PYTHON[3], "README.md", "exec"), names)
     (architecture,) = names["lora_hub_architectures"]()
 
     assert architecture.projection("h.0.attn.qkv").rows("k", 12, {}) == ((4, 8),)
-    assert len([line for line in PYTHON[2].splitlines() if line.strip()]) <= 15
+    assert len([line for line in PYTHON[3].splitlines() if line.strip()]) <= 15
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^    lora-hub ([a-z]+)", README, re.MULTILINE))))

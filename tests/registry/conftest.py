@@ -1,10 +1,7 @@
 """What the tests of registries and of the store share."""
 
-from collections.abc import Iterator
-
 import pytest
 from adapter_files import AdapterFiles, adapter_files
-from loopback_hub import LoopbackHub
 
 from lora_hub.documents.fields import sha256
 from lora_hub.reference import AdapterRef
@@ -26,18 +23,6 @@ REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs"]
 def registry(request) -> Registry:
     """An empty registry of each kind."""
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
-    """A Hub on this machine, which the client in this process takes for the only one; its token is logged in."""
-    with LoopbackHub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
-        yield hub
 
 
 @pytest.fixture
