@@ -26,10 +26,9 @@ from lora_hub.registry import push as pushes
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import open_registry
-from lora_hub.registry.published import Published
 from lora_hub.registry.pull import Pulled, Terms
 from lora_hub.registry.push import Pushed
-from lora_hub.registry.registry import Found, Registry
+from lora_hub.registry.registry import Found, Registry, check_may_connect
 from lora_hub.registry.store import Store, default_store
 from lora_hub.registry.trust import TrustFile, default_trust, is_trusted, pin_of
 from lora_hub.version import Version
@@ -64,7 +63,7 @@ def push(
         RegistryError: Registry, network or login refused; nothing half-published can be seen, and the same call again
             completes what was begun.
     """
-    opened = _as_registry(registry, private=private)
+    opened = _online(registry, private=private)
     return pushes.push(Path(directory), _as_reference(reference), opened, default_store(), default_trust())
 
 
@@ -167,7 +166,8 @@ def info(source: PathLike | AdapterRef, *, registry: RegistryLike = None) -> Des
         return dataclasses.replace(
             _describe(kept.adapter), source=opened.url, reference=kept.reference, commit=kept.commit, is_trusted=True
         )
-    published = _published(named, opened, terms)
+    check_may_connect(opened, terms.offline, f"`{named}` is not in the store, and")
+    published = find(opened, named, terms.policy, named.digest).published
     return Description(
         source=opened.url,
         digest=published.digest,
@@ -216,7 +216,7 @@ def list_adapters(prefix: str = "", *, registry: RegistryLike = None) -> dict[st
 
     On the Hub, *prefix* must name an organisation: ``org/``.
     """
-    opened = _as_registry(registry)
+    opened = _online(registry)
     listed = {prefix: opened.listing(AdapterRef.parse(prefix))} if AdapterRef.is_name(prefix) else {}
     if not any(listing.versions for listing in listed.values()):
         listed = {name: opened.listing(AdapterRef.parse(name)) for name in opened.names(prefix)}
@@ -225,7 +225,7 @@ def list_adapters(prefix: str = "", *, registry: RegistryLike = None) -> dict[st
 
 def search(text: str = "", *, base: str | None = None, limit: int = 20, registry: RegistryLike = None) -> list[Found]:
     """Return at most *limit* adapters whose name holds *text* and that were trained on the base model *base*."""
-    return list(_as_registry(registry).search(text, base=base, limit=limit))
+    return list(_online(registry).search(text, base=base, limit=limit))
 
 
 def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
@@ -239,7 +239,7 @@ def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, diges
     Raises:
         PolicyError: One of them has another *digest*, or is pinned to another one already.
     """
-    opened = _as_registry(registry)
+    opened = _online(registry)
     pins = [_pin(_as_reference(reference), opened, digest) for reference in wanted]
     default_trust().add(pins)
     return pins
@@ -251,7 +251,7 @@ def unpin(reference: ReferenceLike, *, registry: RegistryLike = None) -> Pin:
 
 
 def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
-    published = _published(reference, registry, _terms())
+    published = find(registry, reference, default_trust().read(), reference.digest).published
     expected = pulls.expected_digest(reference, digest)
     if expected not in {None, published.digest}:
         raise PolicyError(
@@ -259,11 +259,6 @@ def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
             hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
         )
     return pin_of(registry, published)
-
-
-def _published(reference: AdapterRef, registry: Registry, terms: Terms) -> Published:
-    pulls.check_may_connect(reference, registry, terms)
-    return find(registry, reference, terms.policy, reference.digest).published
 
 
 def trust() -> TrustFile:
@@ -350,3 +345,9 @@ def _as_reference(reference: ReferenceLike) -> AdapterRef:
 def _as_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
     is_named = registry is None or isinstance(registry, str | os.PathLike)
     return open_registry(registry, private=private) if is_named else registry  # type: ignore[arg-type, return-value]
+
+
+def _online(registry: RegistryLike, *, private: bool = False) -> Registry:
+    opened = _as_registry(registry, private=private)
+    check_may_connect(opened, network.is_offline())
+    return opened

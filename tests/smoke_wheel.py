@@ -37,8 +37,9 @@ def check_that_this_is_the_wheel() -> None:
 
 def check_schema() -> None:
     """The schemas are in the wheel."""
-    schema = json.loads(lora_hub("schema", "manifest"))
-    assert schema["$id"] == "urn:lora-hub:schema:manifest:v1", schema["$id"]
+    for name in ("manifest", "lock"):
+        schema = json.loads(lora_hub("schema", name))
+        assert schema["$id"] == f"urn:lora-hub:schema:{name}:v1", schema["$id"]
 
 
 def check_plugins() -> None:
@@ -60,6 +61,21 @@ def check_push_and_pull(directory: Path) -> None:
     assert (Path(pulled["path"]) / "adapter_config.json").is_file(), pulled
     assert (info["r"], info["targets"]) == (2, ["q_proj", "v_proj"]), info
     assert verified == {"checked": 1, "broken": []}, verified
+
+
+def check_that_the_hub_is_known() -> None:
+    """The registry on the Hub is there with its client; it opens no socket where none may be opened."""
+    import lora_hub
+    from lora_hub.errors import RegistryError
+    from lora_hub.registry.hub_client import HubClient
+
+    message = ""
+    try:
+        lora_hub.pull("org/task@1.0.0", registry="hf://", offline=True)
+    except RegistryError as error:
+        message = error.message
+    assert HubClient().host, "the client names no host"
+    assert "network" in message, "`pull` with `offline=True` did not refuse to use the network"
 
 
 def check_missing_extra() -> None:
@@ -84,6 +100,7 @@ def main() -> None:
         check_schema()
         check_plugins()
         check_push_and_pull(Path(directory))
+        check_that_the_hub_is_known()
         check_missing_extra()
     sys.stdout.write("the wheel works\n")
 

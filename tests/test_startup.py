@@ -9,6 +9,8 @@ HEAVY = {
     "accelerate",
     "cryptography",
     "fsspec",
+    "hf_xet",
+    "httpx2",
     "huggingface_hub",
     "jsonschema",
     "numpy",
@@ -19,6 +21,7 @@ HEAVY = {
     "tokenizers",
     "torch",
     "transformers",
+    "yaml",
 }
 
 
@@ -94,6 +97,19 @@ def test_push_and_pull_load_no_torch(home, tmp_path):
     loaded = modules_after(
         f"{command('push', str(adapter), 'org/task@1.0.0', *registry)}\n{command('pull', 'org/task', *registry)}"
     )
+
+    assert packages(loaded) & HEAVY == set()
+
+
+def test_a_pinned_version_in_the_store_loads_no_client(hub, home, tmp_path):
+    """What was pushed to the Hub and pulled once is there again without the client of the Hub."""
+    from adapter_files import adapter_files
+
+    import lora_hub
+
+    lora_hub.push(adapter_files().write(tmp_path / "adapter"), "org/task@1.0.0")
+    lora_hub.pull("org/task@1.0.0")
+    loaded = modules_after(command("pull", "org/task@1.0.0"))
 
     assert packages(loaded) & HEAVY == set()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.fields import Bytes
@@ -22,16 +24,18 @@ from lora_hub.documents.manifest import (
     VERSION_FILES,
     Manifest,
 )
-from lora_hub.documents.model_card import update_card
 from lora_hub.documents.verified_adapter import manifest_digest
 from lora_hub.errors import MalformedError, NotFoundError, RegistryError, UsageError
 from lora_hub.reference import AdapterRef, exact_version
 from lora_hub.registry import network
 from lora_hub.registry.fetch import read_small
-from lora_hub.registry.hub_client import BranchMovedError, HubClient, NoAnswerError, Refs
+from lora_hub.registry.hub_answers import BranchMovedError, NoAnswerError, Refs
 from lora_hub.registry.network import Retry, pause
 from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
 from lora_hub.version import Version
+
+if TYPE_CHECKING:
+    from lora_hub.registry.hub_client import HubClient
 
 URL = "hf://"
 TAG = "lora-hub"  # what cards of published adapters are tagged with
@@ -49,8 +53,14 @@ class HubRegistry:
     is_remote = True
 
     def __init__(self, *, private: bool = False) -> None:
-        self._client = HubClient()
         self._private = private
+
+    @cached_property
+    def _client(self) -> HubClient:
+        # What is in the store already needs no client, which takes a while to load.
+        from lora_hub.registry.hub_client import HubClient
+
+        return HubClient()
 
     # Reading
 
@@ -176,6 +186,8 @@ class HubRegistry:
         return self._client.commit(repo, branch, parent, content, title=f"Publish {version}", description=digest)
 
     def _card(self, repo: str, parent: str, files: Mapping[str, Bytes], versions: list[Version]) -> bytes:
+        from lora_hub.documents.model_card import update_card
+
         snapshot = self._snapshot(repo, parent, (CARD_NAME,))
         current = (
             bytes(read_small(snapshot, CARD_NAME, limit=MAX_CARD, source=repo)) if CARD_NAME in snapshot.files else b""

@@ -10,7 +10,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +40,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from lora_hub.documents.fields import Bytes, printable
 from lora_hub.errors import LoraHubError, RegistryError
 from lora_hub.registry import network
+from lora_hub.registry.hub_answers import BranchMovedError, HubFile, Model, NoAnswerError, Refs
 from lora_hub.registry.manners import manners
 from lora_hub.registry.network import pause, refusal, timeout, unreachable
 
@@ -48,40 +48,6 @@ T = TypeVar("T")
 
 _WORTH_XET = 1024 * 1024  # bytes; a smaller file is there before Xet has said where its parts are
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)  # what the client raises on an answer that is none
-
-
-class BranchMovedError(RegistryError):
-    """Somebody else committed first; nothing was changed."""
-
-
-class NoAnswerError(RegistryError):
-    """The Hub did not say whether it did what it was asked to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubFile:
-    """A file in a commit: bytes, SHA-256 in hex and Xet hash, where the Hub keeps it by those."""
-
-    size: int
-    sha256: str | None
-    xet_hash: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refs:
-    """The commits of branches and tags."""
-
-    branches: Mapping[str, str]
-    tags: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """One answer of a search."""
-
-    name: str
-    tags: tuple[str, ...]
-    downloads: int | None
 
 
 class HubClient:

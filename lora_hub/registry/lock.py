@@ -12,8 +12,8 @@ from lora_hub.files import machine_errors, read_file, write_files
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published, look_up
-from lora_hub.registry.pull import Pulled, Terms, bring, check_may_connect, find_in_store
-from lora_hub.registry.registry import Registry
+from lora_hub.registry.pull import Pulled, Terms, bring, find_in_store
+from lora_hub.registry.registry import Registry, check_may_connect
 from lora_hub.registry.store import Store
 from lora_hub.registry.trust import authorize
 
@@ -42,7 +42,7 @@ def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], terms: Terms
 
 
 def _lock_entry(reference: AdapterRef, registry: Registry, terms: Terms) -> LockEntry:
-    check_may_connect(reference, registry, terms)
+    check_may_connect(registry, terms.offline)
     published = find(registry, reference, terms.policy).published
     authorize(terms.policy, registry, published, digest=reference.digest)
     version = published.reference.version
@@ -76,7 +76,7 @@ def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> P
     if kept is not None:
         _check_files(entry, kept.adapter.manifest.files)
         return kept
-    check_may_connect(entry.exact, registry, terms)
+    check_may_connect(registry, terms.offline, f"`{entry.exact}` is not in the store, and")
     published = _look_up(entry, registry)
     if published.digest != entry.digest:
         raise PolicyError(

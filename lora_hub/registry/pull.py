@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import IntegrityError, NotFoundError, PolicyError, RegistryError, UsageError
+from lora_hub.errors import IntegrityError, NotFoundError, PolicyError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published
-from lora_hub.registry.registry import Registry
+from lora_hub.registry.registry import Registry, check_may_connect
 from lora_hub.registry.store import Store
 from lora_hub.registry.trust import authorize
 
@@ -70,22 +70,13 @@ def pull(
     kept = find_in_store(reference, registry, store, terms, expected)
     if kept is not None:
         return kept
-    check_may_connect(reference, registry, terms)
+    check_may_connect(registry, terms.offline, f"`{reference}` is not in the store, and")
     found = find(registry, reference, terms.policy, expected)
     if expected is None:
         # Who names the digest has said which content is meant; everybody else gets what it was when first seen.
         store.check_unchanged(registry.url, found.published.reference, found.published.digest)
     authorize(terms.policy, registry, found.published, digest=expected)
     return bring(found, registry, store, terms)
-
-
-def check_may_connect(reference: AdapterRef, registry: Registry, terms: Terms) -> None:
-    """Raise `RegistryError` if the network is needed for *reference* and must not be used."""
-    if terms.offline and registry.is_remote:
-        raise RegistryError(
-            f"`{reference}` is not in the store, and the network is not to be used",
-            hint="pull it once without --offline and HF_HUB_OFFLINE",
-        )
 
 
 def expected_digest(reference: AdapterRef, digest: str | None) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lora_hub.documents.fields import Bytes
+from lora_hub.errors import RegistryError
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -94,3 +95,11 @@ class Registry(Protocol):
 
     def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
         """Make *files* an exact version, whole or not at all; change nothing if the version exists."""
+
+
+def check_may_connect(registry: Registry, offline: bool, why: str = "") -> None:  # noqa: FBT001 - as it is called
+    """Raise `RegistryError` if *registry* needs the network and that must not be used; *why* begins the sentence."""
+    if offline and registry.is_remote:
+        raise RegistryError(
+            f"{why} the network is not to be used".lstrip(), hint="run it without --offline and HF_HUB_OFFLINE"
+        )

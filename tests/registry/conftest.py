@@ -2,6 +2,7 @@
 
 import pytest
 from adapter_files import AdapterFiles, adapter_files
+from object_stores import memory_registry, s3, s3_registry, s3_server  # noqa: F401 - fixtures
 
 from lora_hub.documents.fields import sha256
 from lora_hub.reference import AdapterRef
@@ -16,7 +17,7 @@ from lora_hub.registry.store import Store
 from lora_hub.registry.trust import TrustFile
 
 # Every registry passes the same suite: to be tested, a new one is added here, as the name of its fixture.
-REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs"]
+REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs", "memory_registry", "s3_registry"]
 
 
 @pytest.fixture(params=REGISTRIES)
