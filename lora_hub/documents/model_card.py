@@ -25,6 +25,20 @@ _TEMPLATE = (
     "# Model Card for Model ID",
     "[More Information Needed]",
 )  # what PEFT writes, as long as nobody filled it in
+# Those SPDX expressions that the Hub takes; it refuses a card with any other one.
+_LICENSES = frozenset(
+    {
+        "apache-2.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "cc-by-4.0",
+        "cc-by-nc-4.0",
+        "cc-by-sa-4.0",
+        "cc0-1.0",
+        "gpl-3.0",
+        "mit",
+    }
+)
 _BASE_TAG = "base_model:"
 _TAGS = ("lora", "lora-hub", "peft")
 
@@ -83,7 +97,7 @@ def _with_ours(metadata: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     base = hub_name(manifest.base.repo)
     if base:
         ours |= {"base_model": base, "base_model_relation": "adapter"}
-    if manifest.license:
+    if manifest.license and manifest.license.lower() in _LICENSES:
         ours["license"] = manifest.license.lower()
     others = {key: value for key, value in metadata.items() if key not in {"base_model", "base_model_relation"}}
     return others | ours

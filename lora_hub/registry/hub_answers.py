@@ -1,11 +1,15 @@
-"""What the Hub answers, in words of our own."""
+"""What the Hub answers, in words of our own; what is none of its answers raises `ValueError`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_hub.errors import RegistryError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class BranchMovedError(RegistryError):
@@ -24,6 +28,12 @@ class HubFile:
     sha256: str | None
     xet_hash: str | None
 
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 0:
+            raise ValueError("a size in bytes was expected")
+        if not all(text is None or _HASH.fullmatch(text) for text in (self.sha256, self.xet_hash)):
+            raise ValueError("a hash of 64 hex digits was expected")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
@@ -31,6 +41,11 @@ class Refs:
 
     branches: Mapping[str, str]
     tags: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        # They become parts of URLs, pins and lock files.
+        if not all(_COMMIT.fullmatch(commit) for commit in (*self.branches.values(), *self.tags.values())):
+            raise ValueError("a commit of 40 hex digits was expected")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,20 +67,28 @@ class HubClient:
 
     def refs(self, repo: str) -> Refs:
         """Return the branches and version tags of *repo*. One request."""
-        refs = self._ask(f"the tags of `{repo}`", lambda: self._api.list_repo_refs(repo))
-        return Refs(
-            branches={ref.name: ref.target_commit for ref in refs.branches},
-            tags={ref.name: ref.target_commit for ref in refs.tags},
-        )
+
+        def ask() -> Refs:
+            refs = self._api.list_repo_refs(repo)
+            return Refs(
+                branches={ref.name: ref.target_commit for ref in refs.branches},
+                tags={ref.name: ref.target_commit for ref in refs.tags},
+            )
+
+        return self._ask(f"the tags of `{repo}`", ask)
 
     def files(self, repo: str, commit: str, names: tuple[str, ...]) -> dict[str, HubFile]:
         """Return those of the files *names* that *commit* has. One request."""
-        found = self._ask(f"`{repo}` at {commit}", lambda: self._api.get_paths_info(repo, list(names), revision=commit))
-        return {
-            file.path: HubFile(size=file.size, sha256=file.lfs.sha256 if file.lfs else None, xet_hash=file.xet_hash)
-            for file in found
-            if isinstance(file, RepoFile) and file.path in names
-        }
+
+        def ask() -> dict[str, HubFile]:
+            found = self._api.get_paths_info(repo, list(names), revision=commit)
+            return {
+                f.path: HubFile(size=f.size, sha256=f.lfs.sha256 if f.lfs else None, xet_hash=f.xet_hash)
+                for f in found
+                if isinstance(f, RepoFile) and f.path in names
+            }
+
+        return self._ask(f"`{repo}` at {commit}", ask)
 
     def search(
         self, *, text: str | None = None, author: str | None = None, tags: tuple[str, ...], limit: int
