@@ -229,7 +229,10 @@ class HubClient:
                 lost.message, hint=f"{lost.hint}; where the server has no Xet, set HF_HUB_DISABLE_XET=1"
             ) from error
         except _MALFORMED as error:
-            raise _no_answer_at_all(self.host, what, error) from error
+            raise RegistryError(
+                f"{what} on `{self.host}` failed: {self._shown(error)}",
+                hint="if it is about README.md, mend the card beside the adapter; else check HF_ENDPOINT",
+            ) from error
         return str(done.oid)
 
     # How to ask
@@ -247,7 +250,15 @@ class HubClient:
             except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 self._wait_or_raise(error, what, waits)
             except _MALFORMED as error:
-                raise _no_answer_at_all(self.host, what, error) from error
+                raise RegistryError(
+                    f"`{self.host}` answered the request for {what} with something else: {self._shown(error)}",
+                    hint="check HF_ENDPOINT: is there a Hub?",
+                ) from error
+
+    def _shown(self, said: object) -> str:
+        """Return what a server said so that a terminal can show it, without the token that it may repeat."""
+        token = self._headers().get("authorization", "").removeprefix("Bearer ")
+        return printable(str(said).replace(token, "***") if token else str(said))
 
     def _wait_or_raise(self, error: Exception, what: str, waits: Iterator[float]) -> None:
         response = error.response if isinstance(error, HfHubHTTPError) else None
@@ -264,7 +275,7 @@ class HubClient:
             return RegistryError(f"the network is needed for {what}, and HF_HUB_OFFLINE forbids it", hint="unset it")
         if not isinstance(error, HfHubHTTPError):
             return unreachable(self.host, what, error)
-        said = printable(error.server_message) if error.server_message else ""
+        said = self._shown(error.server_message) if error.server_message else ""
         if isinstance(error, GatedRepoError):
             return RegistryError(
                 f"`{self.host}` wants you to ask for access before {what}: {said}", hint="ask for it on its page"
@@ -272,13 +283,6 @@ class HubClient:
         is_missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | RemoteEntryNotFoundError)
         status = int(httpx2.codes.NOT_FOUND) if is_missing else error.response.status_code
         return refusal(status, host=self.host, what=what, said=said)
-
-
-def _no_answer_at_all(host: str, what: str, error: Exception) -> LoraHubError:
-    return RegistryError(
-        f"`{host}` answered the request for {what} with something else: {printable(str(error))}",
-        hint="check HF_ENDPOINT: is there a Hub?",
-    )
 
 
 # Over Xet
