@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from lora_hub.errors import DocumentError
+from lora_hub.errors import DocumentError, UnsupportedSchemaError
 
 T = TypeVar("T")
 Bytes = bytes | bytearray  # what was read from outside, or is to be written
 
 MAX_NUMBER = 1e30  # of an alpha, say: far from any that is meant, and from what float64 cannot hold
+_SAVE_AGAIN = "write it again with `save_adapter`"
 MAX_DEPTH = 16  # nested objects and arrays; the deepest document we write has 6
 
 
@@ -30,19 +32,20 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def parse_json_object(content: bytes, *, what: str, limit: int) -> dict[str, Any]:
+def parse_json_object(content: bytes, *, what: str, limit: int, hint: str = _SAVE_AGAIN) -> dict[str, Any]:
     """Return the JSON object that *content* holds.
 
     Args:
         content: UTF-8 JSON, at most *limit* bytes.
         what: What to call the document in an error.
         limit: Bytes.
+        hint: What to do if it is none.
 
     Raises:
         DocumentError: Too large, not UTF-8, not JSON, a duplicate key, NaN, nested deeper than `MAX_DEPTH`, no object.
     """
     if len(content) > limit:
-        raise DocumentError(f"{what} has {len(content)} bytes, at most {limit} are read")
+        raise DocumentError(f"{what} has {len(content)} bytes, at most {limit} are read", hint=hint)
     try:
         document = json.loads(
             content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
@@ -50,10 +53,10 @@ def parse_json_object(content: bytes, *, what: str, limit: int) -> dict[str, Any
         # An escaped half of a surrogate pair is JSON, but no text: nothing could write it down again.
         json.dumps(document, ensure_ascii=False).encode()
     except (RecursionError, ValueError) as error:
-        raise DocumentError(f"{what} is not valid JSON: {error}", hint="write it again with `save_adapter`") from error
+        raise DocumentError(f"{what} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(document, dict):
-        raise DocumentError(f"{what} must be a JSON object, found {_kind(document)}")
-    _check_depth(document, what)
+        raise DocumentError(f"{what} must be a JSON object, found {_kind(document)}", hint=hint)
+    _check_depth(document, what, hint)
     return document
 
 
@@ -76,13 +79,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(document: object, what: str) -> None:
+def _check_depth(document: object, what: str, hint: str) -> None:
     level = [document]
     for _ in range(MAX_DEPTH):
         level = [child for item in level for child in _children(item)]
         if not level:
             return
-    raise DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    raise DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels", hint=hint)
 
 
 def _children(item: object) -> Iterator[object]:
@@ -94,7 +97,7 @@ def _children(item: object) -> Iterator[object]:
 
 def printable(value: object, *, limit: int = 120) -> str:
     """Return *value* from an untrusted document so that a terminal can show it: escaped, in backticks, shortened."""
-    text = json.dumps(value, ensure_ascii=True)[: limit + 1]
+    text = json.dumps(value, ensure_ascii=True, default=str)[: limit + 1]
     return f"`{text[:limit]}…`" if len(text) > limit else f"`{text}`"
 
 
@@ -105,10 +108,14 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One JSON object under reading; *context* is where it stands, such as ``files[1]``."""
+    """One object under reading.
+
+    *context* is where it stands, such as ``files[1]``; *hint* says what to do if something in it is wrong.
+    """
 
     values: Mapping[str, Any]
     context: str = ""
+    hint: str | None = None
 
     def path(self, key: str) -> str:
         """Return where *key* stands in the document."""
@@ -117,7 +124,7 @@ class Fields:
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raise a `DocumentError` that says what was expected at *key* and what was found."""
         found = printable(self.values[key]) if key in self.values else "nothing"
-        raise DocumentError(f"expected {expected}, found {found}", context=self.path(key))
+        raise DocumentError(f"expected {expected}, found {found}", context=self.path(key), hint=self.hint)
 
     def has(self, key: str) -> bool:
         """Whether *key* is there and not null."""
@@ -155,12 +162,26 @@ class Fields:
     def objects(self, key: str) -> list[Fields]:
         """Return the objects of the array at *key*."""
         items = self.read(key, list, "an array of objects", lambda value: all(isinstance(i, dict) for i in value))
-        return [Fields(item, f"{self.path(key)}[{position}]") for position, item in enumerate(items)]
+        return [Fields(item, f"{self.path(key)}[{position}]", self.hint) for position, item in enumerate(items)]
 
     def object(self, key: str) -> Fields:
         """Return the object at *key*."""
-        return Fields(self.read(key, dict, "an object"), self.path(key))
+        return Fields(self.read(key, dict, "an object"), self.path(key), self.hint)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return the strings of the array at *key*."""
         return tuple(self.read(key, list, "an array of strings", lambda value: all(isinstance(i, str) for i in value)))
+
+    def check_schema(self, expected: str) -> None:
+        """Raise unless ``schema`` is *expected*, such as ``lora-hub/manifest/v1``; say so if it is only newer."""
+        schema = self.text("schema")
+        if schema == expected:
+            return
+        family, _, major = schema.rpartition("/v")
+        if family == expected.rpartition("/v")[0] and re.fullmatch(r"[1-9][0-9]{0,3}", major, re.ASCII):
+            raise UnsupportedSchemaError(
+                f"the document has schema version {major}, this lora-hub reads version {expected.rpartition('/v')[2]}",
+                context="schema",
+                hint="pip install --upgrade lora-hub",
+            )
+        self.fail("schema", f"`{expected}`")

@@ -10,7 +10,7 @@ from typing import Self
 
 from lora_hub.documents.fields import Fields, canonical_json, parse_json_object
 from lora_hub.documents.manifest import FileEntry, parse_files
-from lora_hub.errors import DocumentError, PolicyError, UnsupportedSchemaError, UsageError
+from lora_hub.errors import DocumentError, PolicyError, UsageError
 from lora_hub.reference import AdapterRef, is_digest
 from lora_hub.version import Version
 
@@ -55,12 +55,9 @@ class LockFile:
         Raises:
             DocumentError: Malformed, or two entries of one reference.
         """
-        fields = Fields(parse_json_object(content, what="the lock file", limit=MAX_LOCK))
-        schema = fields.text("schema")
-        if schema != SCHEMA:
-            raise UnsupportedSchemaError(
-                f"expected `{SCHEMA}`", context="schema", hint=f"upgrade lora-hub, or {_WRITE_AGAIN}"
-            )
+        document = parse_json_object(content, what="the lock file", limit=MAX_LOCK, hint=_WRITE_AGAIN)
+        fields = Fields(document, hint=_WRITE_AGAIN)
+        fields.check_schema(SCHEMA)
         entries = [_parse_entry(entry) for entry in fields.objects("adapters")]
         if len({entry.reference for entry in entries}) != len(entries):
             raise DocumentError("one reference stands there twice", context="adapters", hint=_WRITE_AGAIN)
@@ -91,6 +88,9 @@ def _sorted(entries: Iterable[LockEntry]) -> tuple[LockEntry, ...]:
 
 
 def _parse_entry(fields: Fields) -> LockEntry:
+    for key in ("version", "commit"):
+        if key not in fields.values:
+            fields.fail(key, "a string or null")
     version, commit = fields.optional_text("version"), fields.optional_text("commit")
     if (version is None and commit is None) or not (version is None or Version.is_version(version)):
         fields.fail("version", "a version, or null and a commit")

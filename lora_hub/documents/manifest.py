@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lora_hub.documents.fields import Bytes, Fields, canonical_json, parse_json_object, sha256
-from lora_hub.errors import UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -140,7 +139,7 @@ class Manifest:
             DocumentError: With the path of the offending value in ``.context``.
         """
         fields = Fields(parse_json_object(content, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST))
-        _check_schema(fields)
+        fields.check_schema(SCHEMA)
         name, version, created = _parse_identity(fields)
         base = fields.object("base")
         return cls(
@@ -192,19 +191,6 @@ def _lora_to_json(lora: LoraSummary) -> dict[str, Any]:
 def _group_to_json(group: SliceGroup) -> dict[str, Any]:
     parts = [{"part": s.part, "r": s.r, "alpha": s.alpha, "rows": [list(run) for run in s.rows]} for s in group.parts]
     return {"modules": list(group.modules), "parts": parts}
-
-
-def _check_schema(fields: Fields) -> None:
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        family, _, major = schema.rpartition("/v")
-        if family == SCHEMA.rpartition("/v")[0] and re.fullmatch(r"[1-9][0-9]{0,3}", major, re.ASCII):
-            raise UnsupportedSchemaError(
-                f"the manifest has schema version {major}, this lora-hub reads version 1",
-                context="schema",
-                hint="pip install --upgrade lora-hub",
-            )
-        fields.fail("schema", f"`{SCHEMA}`")
 
 
 def _parse_identity(fields: Fields) -> tuple[str | None, str | None, str | None]:

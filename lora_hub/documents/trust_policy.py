@@ -44,9 +44,13 @@ class Pin:
     commit: str | None = None
 
     @property
-    def place(self) -> tuple[str, str, str | None]:
-        """What is pinned; two pins of one place contradict each other."""
-        return (self.registry, self.name, self.version or self.commit)
+    def places(self) -> set[tuple[str, str, str]]:
+        """What is pinned: a version, a commit, or both."""
+        return {(self.registry, self.name, at) for at in (self.version, self.commit) if at is not None}
+
+    def contradicts(self, other: Pin) -> bool:
+        """Whether both pin the same version, or the same commit, to different digests."""
+        return self.digest != other.digest and not self.places.isdisjoint(other.places)
 
     @property
     def reference(self) -> AdapterRef:
@@ -54,8 +58,8 @@ class Pin:
         return AdapterRef.parse(f"{self.name}@{self.version or self.commit}")
 
     def to_toml(self) -> str:
-        """Return the pin as a table of ``trust.toml``; a JSON string is a TOML string as well."""
-        lines = [f"{key} = {json.dumps(getattr(self, key))}\n" for key in _KEYS if getattr(self, key) is not None]
+        """Return the pin as a table of ``trust.toml``."""
+        lines = [f"{key} = {_quoted(getattr(self, key))}\n" for key in _KEYS if getattr(self, key) is not None]
         return f"[[pin]]\n{''.join(lines)}"
 
 
@@ -75,8 +79,8 @@ class TrustPolicy:
         if len(content) > MAX_POLICY:
             raise DocumentError(f"the trust policy has {len(content)} bytes, at most {MAX_POLICY} are read", hint=_MEND)
         try:
-            fields = Fields(tomllib.loads(content.decode()))
-        except ValueError as error:
+            fields = Fields(tomllib.loads(content.decode()), hint=_MEND)
+        except (ValueError, RecursionError) as error:
             raise DocumentError(f"the trust policy is not valid TOML: {error}", hint=_MEND) from error
         if not fields.values:
             return cls()
@@ -103,6 +107,11 @@ class TrustPolicy:
 NOBODY = TrustPolicy()
 
 
+def _quoted(text: str) -> str:
+    """Return *text* as a string of TOML: one of JSON, but that DEL must be escaped as well."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _refuse_unknown(fields: Fields, known: Iterable[str]) -> None:
     for key in fields.values:
         if key not in known:
@@ -127,11 +136,16 @@ def _parse_pin(fields: Fields) -> Pin:
 
 
 def _without_contradictions(pins: Iterable[Pin]) -> tuple[Pin, ...]:
-    by_place: dict[tuple[str, str, str | None], Pin] = {}
+    by_place: dict[tuple[str, str, str], Pin] = {}
+    kept: dict[Pin, None] = {}
     for pin in pins:
-        other = by_place.setdefault(pin.place, pin)
-        if other.digest != pin.digest:
-            raise DocumentError(
-                f"`{pin.reference}` is pinned twice, as {other.digest} and as {pin.digest}", context="pin", hint=_MEND
-            )
-    return tuple(by_place.values())
+        for place in pin.places:
+            other = by_place.setdefault(place, pin)
+            if pin.contradicts(other):
+                raise DocumentError(
+                    f"`{pin.reference}` is pinned twice, as {other.digest} and as {pin.digest}",
+                    context="pin",
+                    hint=_MEND,
+                )
+        kept[pin] = None
+    return tuple(kept)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from lora_hub.reference import AdapterRef
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
 
+_HAS_VERSION = re.compile(r"^\s*version\s*=", re.MULTILINE)
 _PATIENCE = 30  # seconds to wait for another process that changes the policy
 
 
@@ -42,29 +45,34 @@ class TrustFile:
             PolicyError: One of them is pinned to another digest already, and *replace* is False.
         """
         with self._locked():
-            text = self._content().decode() or f"version = {VERSION}\n"
-            known = {pin.place: pin for pin in TrustPolicy.parse(text.encode()).pins}
+            text, policy = self._text_and_policy()
+            if not policy.pins:  # and so perhaps nothing but remarks
+                text = text if _HAS_VERSION.search(text) else f"version = {VERSION}\n{text}"
+            known = list(policy.pins)
             for pin in pins:
-                old = known.get(pin.place)
-                if old is not None and old.digest != pin.digest:
+                for old in [other for other in known if other.contradicts(pin)]:
                     if not replace:
                         raise _contradiction(old, pin)
                     text = self._without(text, old)
-                if old is None or old.digest != pin.digest:
+                    known.remove(old)
+                if pin not in known:
                     text = f"{text.rstrip()}\n\n{pin.to_toml()}"
-                    known[pin.place] = pin
+                    known.append(pin)
             self._write(text)
 
     def remove(self, registry_url: str, reference: AdapterRef) -> Pin:
         """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
         with self._locked():
-            text = self._content().decode()
-            pin = TrustPolicy.parse(text.encode()).pin(registry_url, reference)
+            text, policy = self._text_and_policy()
+            pin = policy.pin(registry_url, reference)
             if pin is None:
                 raise NotFoundError(
                     f"`{reference}` in `{registry_url}` is not pinned", hint="run `lora-hub trust list` to see what is"
                 )
-            self._write(self._without(text, pin))
+            left = self._without(text, pin)
+            if TrustPolicy.parse(left.encode()).pin(registry_url, reference) is not None:
+                raise self._by_hand(pin)
+            self._write(left)
         return pin
 
     def _content(self) -> bytes:
@@ -88,12 +96,22 @@ class TrustFile:
         with machine_errors():
             write_files(self.path.parent, {self.path.name: text.encode()}, mode=0o600)
 
+    def _text_and_policy(self) -> tuple[str, TrustPolicy]:
+        content = self._content()
+        policy = TrustPolicy.parse(content)
+        return content.decode(), policy
+
     def _without(self, text: str, pin: Pin) -> str:
-        if pin.to_toml() not in text:
-            raise PolicyError(
-                f"the pin of `{pin.reference}` in `{self.path}` was written by hand", hint="change it there by hand"
-            )
-        return text.replace(pin.to_toml(), "", 1)
+        """Return *text* without *pin*, as it was written there by a program."""
+        left = text.replace(pin.to_toml(), "")
+        if pin in TrustPolicy.parse(left.encode()).pins:
+            raise self._by_hand(pin)
+        return left
+
+    def _by_hand(self, pin: Pin) -> PolicyError:
+        return PolicyError(
+            f"the pin of `{pin.reference}` in `{self.path}` was written by hand", hint="change it there by hand"
+        )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -164,7 +182,7 @@ def summary(published: Published) -> str:
 
 def pin_command(registry: Registry, reference: AdapterRef, digest: str) -> str:
     """Return the one line that pins exactly what was shown."""
-    where = "" if registry.url == "hf://" else f" --registry {registry.url}"
+    where = "" if registry.url == "hf://" else f" --registry {shlex.quote(registry.url)}"
     return f"lora-hub trust pin {reference} --digest {digest}{where}"
 
 
