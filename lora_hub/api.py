@@ -168,6 +168,7 @@ def info(source: PathLike | AdapterRef, *, registry: RegistryLike = None) -> Des
         )
     check_may_connect(opened, terms.offline, f"`{named}` is not in the store, and")
     published = find(opened, named, terms.policy, named.digest).published
+    published.check_identity()
     return Description(
         source=opened.url,
         digest=published.digest,
@@ -207,6 +208,11 @@ def load(
             )
         return adapter
     if lock is not None:
+        entry = locks.read_lock(Path(lock)).entry(named)
+        if digest not in {None, entry.digest}:
+            raise PolicyError(
+                f"`{named}` is locked as {entry.digest} in `{lock}`, not {digest}", hint="leave out one of them"
+            )
         return pull_locked([named], lock=lock, registry=registry)[0].adapter
     return pull(named, registry=registry, digest=digest).adapter
 
@@ -251,13 +257,15 @@ def unpin(reference: ReferenceLike, *, registry: RegistryLike = None) -> Pin:
 
 
 def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
-    published = find(registry, reference, default_trust().read(), reference.digest).published
+    # The newest there is, whatever is pinned already.
+    published = find(registry, reference, expected=reference.digest).published
     expected = pulls.expected_digest(reference, digest)
     if expected not in {None, published.digest}:
         raise PolicyError(
             f"`{published.reference}` in `{registry.url}` has the digest {published.digest}, not {expected}",
             hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
         )
+    published.check_identity()
     return pin_of(registry, published)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -44,6 +45,9 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # The Hub's client logs what a server says as it is, and every try; what matters of it is in our own errors.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", module="huggingface_hub")
     words = list(sys.argv[1:] if arguments is None else arguments)
     completion = os.environ.get(COMPLETION)
     sys.exit(shell_complete(cli, {}, "lora-hub", COMPLETION, completion) if completion else run(words))

@@ -66,6 +66,11 @@ def update_card(
     return f"---\n{front}---\n\n{text or f'# {manifest.name}'}\n\n{section}".encode()
 
 
+def check_card(author: bytes) -> None:
+    """Raise `MalformedError` if the card *author*, which may be empty, is no text or its metadata no YAML."""
+    _parse(author, is_authors=True)
+
+
 def _parse(card: bytes, *, is_authors: bool) -> tuple[Metadata, str]:
     """Return metadata and text of *card*; what lies in a repository may be anything, and then says nothing."""
     try:
@@ -94,7 +99,7 @@ def _compose(text: str) -> Metadata:
 
 
 _CORE = "tag:yaml.org,2002:"
-_MAP, _SEQUENCE, _TEXT, _MERGE = (f"{_CORE}{kind}" for kind in ("map", "seq", "str", "merge"))
+_MAP, _SEQUENCE, _TEXT = (f"{_CORE}{kind}" for kind in ("map", "seq", "str"))
 _COLLECTIONS = {_MAP, _SEQUENCE, *(f"{_CORE}{kind}" for kind in ("set", "omap", "pairs"))}
 
 
@@ -110,7 +115,7 @@ def _check_values(root: yaml.Node) -> None:
             if node.tag not in _COLLECTIONS:
                 raise ValueError(f"it has a value of the type {node.tag}")
             left.extend(child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,)))
-        elif node.tag not in {_TEXT, _MERGE}:
+        elif node.tag != _TEXT:
             try:
                 constructor.construct_object(node)
             except (LookupError, TypeError, AttributeError) as error:  # what PyYAML raises on `!!bool maybe`

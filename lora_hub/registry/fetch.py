@@ -21,7 +21,7 @@ from lora_hub.files import machine_errors, partial_file
 from lora_hub.registry.registry import RemoteFile, Snapshot
 
 RESUMABLE = 8 * 1024 * 1024  # bytes; smaller files are simply read again
-_FIRST = 128 * 1024  # bytes of a weights file; the header of most adapters is shorter
+_FIRST = 512 * 1024  # bytes of a weights file; only the headers of some thousands of tensors are longer
 
 # ``progress(label, total)`` opens a progress bar; what it yields is called with the bytes that came.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -138,7 +138,7 @@ def _begin_to_sync(descriptor: int) -> None:
             os.fsync(copy)
         os.close(copy)
 
-    threading.Thread(target=sync, name="lora-hub-sync").start()
+    threading.Thread(target=sync, daemon=True, name="lora-hub-sync").start()
 
 
 def _file(snapshot: Snapshot, name: str, source: str) -> RemoteFile:

@@ -6,10 +6,12 @@ import contextlib
 from dataclasses import dataclass
 
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
-from lora_hub.errors import NotFoundError, PolicyError
+from lora_hub.errors import IntegrityError, MalformedError, NotFoundError, PolicyError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.published import Published, look_up
 from lora_hub.registry.registry import Listing, Registry
+
+_BROKEN = (NotFoundError, MalformedError, IntegrityError)  # what a place that holds no adapter raises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +31,41 @@ def find(
         NotFoundError: No such adapter, or none of its versions is selected; the message lists what there is.
         PolicyError: It is pinned and not there any more.
     """
-    pin = policy.pin(registry.url, reference)
+    expected = expected or reference.digest
     if reference.commit is not None:
-        try:
-            return Choice(published=look_up(registry, reference, reference.commit))
-        except NotFoundError as error:
-            raise _vanished(registry, reference, pin.digest if pin else expected, error) from error
+        return Choice(published=_at(registry, reference, reference.commit, policy, expected))
     listing = registry.listing(reference)
     if not listing.versions and listing.head is None:
         raise NotFoundError(
-            f"`{registry.url}` has no adapter `{reference.name}`", hint="run `lora-hub list` to see what it has"
+            f"`{registry.url}` has no adapter `{reference.name}`",
+            hint=f"run `lora-hub list {reference.org}/`; a private one needs `hf auth login` or HF_TOKEN"
+            if registry.is_remote
+            else "run `lora-hub list` to see what it has",
         )
-    if reference.digest is not None:
-        return Choice(published=_find_digest(registry, reference, listing))
+    if expected is not None and reference.version is None:
+        found = _find_digest(registry, reference, listing, expected)
+        if found is not None:
+            return Choice(published=found)
     chosen, skipped = _choose(registry, reference, listing, policy)
     if chosen is None:
-        raise _vanished(registry, reference, pin.digest if pin else None, _none_selected(registry, reference, listing))
+        error = _none_selected(registry, reference, listing)
+        raise _vanished(registry, reference, _expected(registry, reference, policy, expected), error)
     exact, revision = chosen
-    return Choice(published=look_up(registry, exact, revision), skipped=skipped)
+    return Choice(published=_at(registry, exact, revision, policy, expected), skipped=skipped)
+
+
+def _at(registry: Registry, exact: AdapterRef, revision: str, policy: TrustPolicy, expected: str | None) -> Published:
+    try:
+        return look_up(registry, exact, revision)
+    except NotFoundError as error:
+        if exact.commit is None:
+            raise
+        raise _vanished(registry, exact, _expected(registry, exact, policy, expected), error) from error
+
+
+def _expected(registry: Registry, exact: AdapterRef, policy: TrustPolicy, expected: str | None) -> str | None:
+    pin = policy.pin(registry.url, exact)
+    return pin.digest if pin and expected is None else expected
 
 
 _Place = tuple[AdapterRef, str]  # an exact reference, and what the registry calls its place
@@ -62,23 +81,24 @@ def _choose(
         pins = policy.pins_of(registry.url, reference.name)
         pinned = [(reference.at(pin.commit), pin.commit) for pin in pins if pin.commit]
         places = [(reference.at(listing.head), listing.head), *pinned[::-1]]
-    if not places:
+    if not places or reference.digest is not None:
         return None, None
     trusted = [place for place in places if policy.pin(registry.url, place[0])] if registry.is_remote else places
     chosen = (trusted or places)[0]
     return chosen, places[0][0] if chosen != places[0] else None
 
 
-def _find_digest(registry: Registry, reference: AdapterRef, listing: Listing) -> Published:
-    places = [(reference.at(version), place) for version, place in listing.versions.items()][::-1]
+def _find_digest(registry: Registry, reference: AdapterRef, listing: Listing, digest: str) -> Published | None:
+    """Return the newest of the versions that *reference* selects, or else the head, that has *digest*."""
+    selected = [(reference.at(v), place) for v, place in listing.versions.items() if reference.selects(v)][::-1]
     if listing.head is not None and listing.head not in listing.versions.values():
-        places.append((reference.at(listing.head), listing.head))
-    for exact, place in places:
-        with contextlib.suppress(NotFoundError):  # a head that holds no adapter
+        selected.append((reference.at(listing.head), listing.head))
+    for exact, place in selected:
+        with contextlib.suppress(*_BROKEN):  # it has another digest in any case
             published = look_up(registry, exact, place)
-            if published.digest == reference.digest:
+            if published.digest == digest:
                 return published
-    raise _none_selected(registry, reference, listing)
+    return None
 
 
 def _none_selected(registry: Registry, reference: AdapterRef, listing: Listing) -> NotFoundError:
@@ -93,12 +113,14 @@ def _vanished(
     registry: Registry, reference: AdapterRef, expected: str | None, error: NotFoundError
 ) -> NotFoundError | PolicyError:
     """Return what to raise where *reference* is not there: a pinned one was taken away or its history rewritten."""
-    if expected is None:
+    if expected is None or reference.digest is not None:
+        return error
+    listing = registry.listing(reference)
+    if not listing.versions and listing.head is None:  # deleted, or only for those who are logged in
         return error
     found = "nothing that could be read"
-    with contextlib.suppress(NotFoundError):
-        head = registry.listing(reference).head
-        found = look_up(registry, reference.at(head), head).digest if head else found
+    with contextlib.suppress(*_BROKEN):
+        found = look_up(registry, reference.at(listing.head), listing.head).digest if listing.head else found
     return PolicyError(
         f"`{reference}` in `{registry.url}` was pinned as {expected} and is gone; its main branch has {found}",
         hint="its history was rewritten: ask its publisher what happened before you pin the new one",

@@ -58,6 +58,7 @@ class HubRegistry:
     @cached_property
     def _client(self) -> HubClient:
         # What is in the store already needs no client, which takes a while to load.
+        network.check_endpoint()
         from lora_hub.registry.hub_client import HubClient
 
         return HubClient()
@@ -110,7 +111,10 @@ class HubRegistry:
         Raises:
             RegistryError: The Hub refused, or did not answer, or others were faster again and again.
         """
+        from lora_hub.documents.model_card import check_card
+
         version = exact_version(reference)
+        check_card(bytes(files.get(CARD_NAME, b"")))  # before anything is made
         mine = manifest_digest(bytes(files[MANIFEST_NAME]))
         may_be_mine = False
         races, silences = RACES.waits(), network.RETRY.waits()
@@ -125,41 +129,60 @@ class HubRegistry:
                 if self._client.create_tag(reference.name, f"v{version}", commit):
                     return Publication(is_new=True, commit=commit)
                 may_be_mine = True
-            except BranchMovedError:
-                self._wait_or_raise(races)
-            except NoAnswerError:
+            except BranchMovedError as error:
+                _wait_or_raise(error, races)
+            except NoAnswerError as error:
                 # It may have arrived all the same: what is there now says so.
                 may_be_mine = True
-                self._wait_or_raise(silences)
-
-    @staticmethod
-    def _wait_or_raise(waits: Iterator[float]) -> None:
-        wait = next(waits, None)
-        if wait is None:
-            raise  # noqa: PLE0704 - the error that is being handled
-        pause(wait)
+                _wait_or_raise(error, silences, error.retry_after)
 
     def _settle(self, repo: str) -> Refs:
         """Return the refs of *repo*, made if need be, once every version that was committed has its tag."""
+        refs = self._open(repo)
+        for _ in range(RACES.tries):
+            missing = self._missing_tags(repo, refs)
+            if not missing:
+                return refs
+            for tag, head in missing.items():
+                self._client.create_tag(repo, tag, head)
+            # Meanwhile another publisher may have come, and crashed as well.
+            refs = self._client.refs(repo)
+        raise RegistryError(
+            f"`{repo}` on `{self._client.host}` does not keep the tags that it is given", hint="run it again later"
+        )
+
+    def _open(self, repo: str) -> Refs:
         try:
             refs = self._client.refs(repo)
         except NotFoundError:
             self._client.create_repo(repo, private=self._private)
-            refs = self._client.refs(repo)
+            return self._client.refs(repo)
+        if self._private and not self._client.is_private(repo):
+            raise UsageError(
+                f"`{repo}` on `{self._client.host}` exists and is public",
+                hint="make it private there, or leave out --private",
+            )
+        return refs
+
+    def _missing_tags(self, repo: str, refs: Refs) -> dict[str, str]:
+        """Return the tags that heads of our branches lack, and those heads."""
         heads = {refs.branches[branch] for branch in (MAIN, SIDE) if branch in refs.branches}
         untagged = {head: self._version_at(repo, head) for head in heads - set(refs.tags.values())}
-        missing = {
-            head: f"v{version}" for head, version in untagged.items() if version and f"v{version}" not in refs.tags
-        }
-        for head, tag in missing.items():
-            self._client.create_tag(repo, tag, head)
-        return self._client.refs(repo) if missing else refs
+        tags = {f"v{version}": head for head, version in untagged.items() if version is not None}
+        return {tag: head for tag, head in tags.items() if tag not in refs.tags}
 
     def _version_at(self, repo: str, commit: str) -> Version | None:
-        """Return the version that the manifest at *commit* claims for this very repository."""
+        """Return the version that *commit* is: its manifest speaks for this repository and for the files beside it."""
+        snapshot = self._snapshot(repo, commit, VERSION_FILES)
         with contextlib.suppress(NotFoundError, MalformedError):
-            reference = Manifest.parse(self._manifest(repo, commit)).reference
-            return reference.version if reference and reference.name == repo else None
+            manifest = Manifest.parse(bytes(read_small(snapshot, MANIFEST_NAME, limit=MAX_MANIFEST, source=repo)))
+            is_whole = all(
+                file.name in snapshot.files
+                and snapshot.files[file.name] in {RemoteFile(size=file.size, sha256=s) for s in (file.sha256, None)}
+                for file in manifest.files
+            )
+            reference = manifest.reference
+            return reference.version if is_whole and reference and reference.name == repo else None
         return None
 
     def _digest(self, repo: str, commit: str) -> str:
@@ -186,7 +209,7 @@ class HubRegistry:
         return self._client.commit(repo, branch, parent, content, title=f"Publish {version}", description=digest)
 
     def _card(self, repo: str, parent: str, files: Mapping[str, Bytes], versions: list[Version]) -> bytes:
-        from lora_hub.documents.model_card import update_card
+        from lora_hub.documents.model_card import update_card  # what only publishers need
 
         snapshot = self._snapshot(repo, parent, (CARD_NAME,))
         current = (
@@ -199,6 +222,13 @@ class HubRegistry:
             config=AdapterConfig.parse(bytes(files[CONFIG_NAME])),
             versions=versions,
         )
+
+
+def _wait_or_raise(error: Exception, waits: Iterator[float], wish: str | None = None) -> None:
+    wait = next(waits, None)
+    if wait is None:
+        raise error
+    pause(wait, wish)
 
 
 def _versions(refs: Refs) -> dict[Version, str]:

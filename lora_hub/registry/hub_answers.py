@@ -17,7 +17,11 @@ class BranchMovedError(RegistryError):
 
 
 class NoAnswerError(RegistryError):
-    """The Hub did not say whether it did what it was asked to."""
+    """The Hub did not say whether it did what it was asked to; ``retry_after`` is when it wants to be asked again."""
+
+    def __init__(self, message: str, *, hint: str, retry_after: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ retries of what may be repeated, downloads that go on at any byte, and errors th
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -28,17 +31,17 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._xet import (
-    XetFileData,
+    XetConnectionInfo,
     XetTokenType,
     get_xet_session,
-    refresh_xet_connection_info,
+    parse_xet_connection_info_from_headers,
     xet_connection_info_refresh_url,
     xet_headers_without_auth,
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from lora_hub.documents.fields import Bytes, printable
-from lora_hub.errors import LoraHubError, RegistryError
+from lora_hub.errors import LoraHubError, RegistryError, UsageError
 from lora_hub.registry import network
 from lora_hub.registry.hub_answers import BranchMovedError, HubFile, Model, NoAnswerError, Refs
 from lora_hub.registry.manners import manners
@@ -46,8 +49,15 @@ from lora_hub.registry.network import pause, refusal, timeout, unreachable
 
 T = TypeVar("T")
 
+_PROGRESS = 1024 * 1024  # bytes after which failures are counted anew
 _WORTH_XET = 1024 * 1024  # bytes; a smaller file is there before Xet has said where its parts are
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)  # what the client raises on an answer that is none
+_MALFORMED = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)  # what the client raises on an answer that is none
 
 
 class HubClient:
@@ -94,13 +104,21 @@ class HubClient:
         self, *, text: str | None = None, author: str | None = None, tags: tuple[str, ...], limit: int
     ) -> list[Model]:
         """Return at most *limit* models that have all *tags*, the most downloaded first. One request."""
-        found = self._ask(
-            "a search",
-            lambda: list(
-                self._api.list_models(search=text, author=author, filter=list(tags), limit=limit, sort="downloads")
-            ),
-        )
-        return [Model(name=m.id, tags=tuple(m.tags or ()), downloads=m.downloads) for m in found]
+
+        # A GET of our own: the client's would try six times for each of our tries.
+        def ask() -> list[Model]:
+            query = {"search": text, "author": author, "filter": list(tags), "limit": limit, "sort": "downloads"}
+            parameters = {key: value for key, value in query.items() if value is not None}
+            response = get_session().get(
+                f"{self._endpoint}/api/models", params=parameters, headers=self._headers(), timeout=None
+            )
+            hf_raise_for_status(response)
+            return [
+                Model(name=str(m["id"]), tags=tuple(map(str, m.get("tags") or ())), downloads=m.get("downloads"))
+                for m in response.json()
+            ]
+
+        return self._ask("a search", ask)[:limit]
 
     def stream(self, repo: str, commit: str, name: str, file: HubFile, start: int, stop: int | None) -> Iterator[bytes]:
         """Yield the bytes of *name* from *start* to *stop*, going on after a cut, over Xet where that is faster."""
@@ -114,28 +132,33 @@ class HubClient:
                     yield chunk
                 return
         url = hf_hub_url(repo, name, revision=commit, endpoint=self._endpoint)
-        waits = network.RETRY.waits()
+        waits, mark = network.RETRY.waits(), position
         while position < end:
             try:
-                for chunk in self._http_chunks(url, position, end):
-                    waits = network.RETRY.waits()  # it moves
+                for chunk in self._http_chunks(url, position, end, is_exact=stop is not None):
                     position += len(chunk)
                     yield chunk
+                    if position - mark >= _PROGRESS:  # it moves
+                        waits, mark = network.RETRY.waits(), position
                 if position < end:
                     raise httpx2.RemoteProtocolError("the answer was cut off")
-            except (HfHubHTTPError, httpx2.HTTPError) as error:
+            except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 self._wait_or_raise(error, what, waits)
 
-    def _http_chunks(self, url: str, start: int, stop: int) -> Iterator[bytes]:
+    def _http_chunks(self, url: str, start: int, stop: int, *, is_exact: bool) -> Iterator[bytes]:
+        """Yield the bytes from *start* to *stop*; only if it *is_exact* is what comes beyond kept from the reader."""
         headers = self._headers() | {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
         with manners(get_session()) as session, session.stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             # A server may ignore the range and begin at the beginning.
-            skip = start if response.status_code != httpx2.codes.PARTIAL_CONTENT else 0
+            position = start if response.status_code == httpx2.codes.PARTIAL_CONTENT else 0
             for chunk in response.iter_raw():
-                if skip < len(chunk):
-                    yield chunk[skip:]
-                skip = max(0, skip - len(chunk))
+                wanted = chunk[max(0, start - position) : stop - position if is_exact else None]
+                position += len(chunk)
+                if wanted:
+                    yield wanted
+                if is_exact and position >= stop:
+                    return
 
     def _xet_chunks(self, repo: str, commit: str, file: HubFile, start: int) -> Iterator[bytes]:
         from hf_xet import XetFileInfo
@@ -145,10 +168,7 @@ class HubClient:
             token_type=XetTokenType.READ, repo_id=repo, repo_type="model", revision=commit, endpoint=self._endpoint
         )
         try:
-            with manners(get_session()):
-                place = refresh_xet_connection_info(
-                    file_data=XetFileData(file_hash=str(file.xet_hash), refresh_route=route), headers=headers
-                )
+            place = self._xet_place(route, headers)
             group = get_xet_session().new_download_stream_group(
                 endpoint=place.endpoint,
                 token=place.access_token,
@@ -158,24 +178,41 @@ class HubClient:
                 custom_headers=xet_headers_without_auth(headers),
             )
             stream = group.download_stream(XetFileInfo(file.xet_hash, file.size), start=start)
-        except (OSError, RuntimeError, httpx2.HTTPError, *_MALFORMED) as error:
+        except (OSError, httpx2.HTTPError, *_MALFORMED) as error:
             raise _XetFailedError from error
         try:
             yield from network.watched(stream, stream.cancel)
         except network.StalledError as error:
             raise _XetFailedError from error
 
+    @staticmethod
+    def _xet_place(route: str, headers: dict[str, str]) -> XetConnectionInfo:
+        with manners(get_session()) as session:
+            response = session.get(route, headers=headers, timeout=None)
+            hf_raise_for_status(response)
+        place = parse_xet_connection_info_from_headers(response.headers)
+        if place is None:
+            raise ValueError("no token for Xet was given")
+        return place
+
     # Writing
+
+    def is_private(self, repo: str) -> bool:
+        """Whether only those who may read *repo* can see it."""
+        return bool(self._ask(f"`{repo}`", lambda: self._api.model_info(repo, expand=["private"]).private))
 
     def create_repo(self, repo: str, *, private: bool) -> None:
         """Make *repo*, unless it exists."""
-        self._ask(f"creating `{repo}`", lambda: self._api.create_repo(repo, private=private, exist_ok=True))
+        self._ask(
+            f"creating `{repo}`", lambda: self._api.create_repo(repo, private=private, exist_ok=True), is_write=True
+        )
 
     def create_branch(self, repo: str, branch: str, commit: str) -> None:
         """Make *branch* at *commit*, unless it exists."""
         self._ask(
             f"a branch of `{repo}`",
             lambda: self._api.create_branch(repo, branch=branch, revision=commit, exist_ok=True),
+            is_write=True,
         )
 
     def create_tag(self, repo: str, tag: str, commit: str) -> bool:
@@ -190,7 +227,7 @@ class HubClient:
                 return False
             return True
 
-        return self._ask(f"tagging `{repo}`", create)
+        return self._ask(f"tagging `{repo}`", create, is_write=True)
 
     def commit(
         self, repo: str, branch: str, parent: str, files: Mapping[str, Bytes], *, title: str, description: str
@@ -215,15 +252,17 @@ class HubClient:
                 )
         except HfHubHTTPError as error:
             status = error.response.status_code
-            refused = self._refusal(error, what)
+            refused = self._refusal(error, what, is_write=True)
             if status == httpx2.codes.PRECONDITION_FAILED:
                 raise BranchMovedError(refused.message, hint="run it again") from error
             if status in network.RETRIED:
-                raise NoAnswerError(refused.message, hint=str(refused.hint)) from error
+                wish = error.response.headers.get("retry-after")
+                raise NoAnswerError(refused.message, hint=str(refused.hint), retry_after=wish) from error
             raise refused from error
         except OfflineModeIsEnabled as error:
             raise self._refusal(error, what) from error
-        except (OSError, RuntimeError, httpx2.HTTPError) as error:  # RuntimeError and OSError: hf-xet's own
+        # RuntimeError and OSError are hf-xet's own; no JSON comes from a gateway before the Hub.
+        except (OSError, RuntimeError, httpx2.HTTPError, json.JSONDecodeError) as error:
             lost = unreachable(self.host, what, error)
             raise NoAnswerError(
                 lost.message, hint=f"{lost.hint}; where the server has no Xet, set HF_HUB_DISABLE_XET=1"
@@ -240,7 +279,7 @@ class HubClient:
     def _headers(self) -> dict[str, str]:
         return self._api._build_hf_headers()  # noqa: SLF001 - the client has no public name for its own headers
 
-    def _ask(self, what: str, call: Callable[[], T]) -> T:
+    def _ask(self, what: str, call: Callable[[], T], *, is_write: bool = False) -> T:
         """Return what *call*, which may be repeated, returns; try again where that can help."""
         waits = network.RETRY.waits()
         while True:
@@ -248,7 +287,9 @@ class HubClient:
                 with manners(get_session()):
                     return call()
             except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
-                self._wait_or_raise(error, what, waits)
+                self._wait_or_raise(error, what, waits, is_write=is_write)
+            except HFValidationError as error:
+                raise UsageError(f"the Hub has no such names: {error}", hint="check the name") from error
             except _MALFORMED as error:
                 raise RegistryError(
                     f"`{self.host}` answered the request for {what} with something else: {self._shown(error)}",
@@ -260,17 +301,17 @@ class HubClient:
         token = self._headers().get("authorization", "").removeprefix("Bearer ")
         return printable(str(said).replace(token, "***") if token else str(said))
 
-    def _wait_or_raise(self, error: Exception, what: str, waits: Iterator[float]) -> None:
+    def _wait_or_raise(self, error: Exception, what: str, waits: Iterator[float], *, is_write: bool = False) -> None:
         response = error.response if isinstance(error, HfHubHTTPError) else None
         may_pass = isinstance(error, httpx2.TransportError) or (
             response is not None and response.status_code in network.RETRIED
         )
         wait = next(waits, None) if may_pass else None
         if wait is None:
-            raise self._refusal(error, what) from error
+            raise self._refusal(error, what, is_write=is_write) from error
         pause(wait, response.headers.get("retry-after") if response is not None else None)
 
-    def _refusal(self, error: Exception, what: str) -> LoraHubError:
+    def _refusal(self, error: Exception, what: str, *, is_write: bool = False) -> LoraHubError:
         if isinstance(error, OfflineModeIsEnabled):
             return RegistryError(f"the network is needed for {what}, and HF_HUB_OFFLINE forbids it", hint="unset it")
         if not isinstance(error, HfHubHTTPError):
@@ -278,10 +319,12 @@ class HubClient:
         said = self._shown(error.server_message) if error.server_message else ""
         if isinstance(error, GatedRepoError):
             return RegistryError(
-                f"`{self.host}` wants you to ask for access before {what}: {said}", hint="ask for it on its page"
+                f"`{self.host}` wants you to ask for access before {what}: {said}",
+                hint="log in with `hf auth login` or HF_TOKEN, and ask for it on its page",
             )
+        # To the anonymous the Hub answers 401 for what is missing and for what is private alike.
         is_missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | RemoteEntryNotFoundError)
-        status = int(httpx2.codes.NOT_FOUND) if is_missing else error.response.status_code
+        status = int(httpx2.codes.NOT_FOUND) if is_missing and not is_write else error.response.status_code
         return refusal(status, host=self.host, what=what, said=said)
 
 
@@ -290,7 +333,7 @@ class HubClient:
 
 def _limit_xet() -> None:
     """Have hf-xet give up in time, unless the user said when; it reads this once in each process."""
-    limits = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "500ms", "READ_TIMEOUT": f"{timeout():.0f}s"}
+    limits = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "500ms", "READ_TIMEOUT": f"{math.ceil(timeout())}s"}
     for name, value in limits.items():
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
 

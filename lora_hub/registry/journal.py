@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_hub.documents.fields import sha256
-from lora_hub.documents.manifest import MAX_MANIFEST, differs
+from lora_hub.documents.manifest import MAX_MANIFEST, Manifest, differs
 from lora_hub.errors import MalformedError, NotFoundError
 from lora_hub.files import machine_errors, read_file, write_files
 from lora_hub.reference import AdapterRef
@@ -26,6 +26,7 @@ class Journal:
         name = _name(registry_url, reference)
         try:
             earlier = bytes(read_file(self._directory / name, limit=MAX_MANIFEST))
+            Manifest.parse(earlier)
             if not differs(earlier, manifest):
                 return earlier
         except (NotFoundError, MalformedError):

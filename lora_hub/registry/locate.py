@@ -31,6 +31,8 @@ def open_registry(url: str | os.PathLike[str] | None, *, private: bool = False) 
         UsageError: *url* names no registry.
     """
     named = os.fspath(url) if url is not None else os.environ.get(VARIABLE) or DEFAULT
+    if not named.isprintable():
+        raise UsageError(f"{named!a} names no registry", hint=_HINT)
     is_url = not isinstance(url, os.PathLike) and ("://" in named or _SCHEME.match(named))
     scheme = named.partition(":")[0] if is_url else "file"
     if scheme == "hf":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def pull_locked(
 
 
 def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> Pulled | tuple[Published, Registry]:
+    if AdapterRef.parse(entry.reference).digest not in {None, entry.digest}:
+        raise PolicyError(
+            f"the lock file has the digest {entry.digest} for `{entry.reference}`",
+            hint=f"it was changed by hand: run `lora-hub lock {entry.reference}`",
+        )
     kept = find_in_store(entry.exact, registry, store, terms, entry.digest)
     if kept is not None:
         _check_files(entry, kept.adapter.manifest.files)
@@ -83,19 +89,17 @@ def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> P
             f"`{entry.exact}` in `{registry.url}` was locked as {entry.digest} and is now {published.digest}",
             hint="a published version never changes: ask its publisher what happened before you lock the new one",
         )
+    published.check_identity()
     _check_files(entry, published.document.files)
     return published, registry
 
 
 def _look_up(entry: LockEntry, registry: Registry) -> Published:
-    """By commit, which no tag can move; the version is asked where the commit is gone, its digest decides as ever."""
+    """By commit, which no tag can move; if that is gone, by what has the version now: its digest decides as ever."""
     if entry.commit is not None:
-        try:
+        with contextlib.suppress(NotFoundError):
             return look_up(registry, entry.exact, entry.commit)
-        except NotFoundError:
-            if entry.version is None:
-                raise
-    return find(registry, entry.exact).published
+    return find(registry, entry.exact, expected=entry.digest).published
 
 
 def _check_files(entry: LockEntry, files: tuple[FileEntry, ...]) -> None:

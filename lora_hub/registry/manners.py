@@ -17,6 +17,7 @@ from lora_hub.registry.network import timeout
 
 MAX_ANSWER = 32 * 1024 * 1024  # bytes of an answer of the API
 MAX_REFUSAL = 1024 * 1024  # bytes of the body of a refusal
+_IS_API = "lora_hub.is_api"
 
 _is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
 
@@ -43,11 +44,17 @@ def _limit_wait(request: httpx2.Request) -> None:
         request.extensions["timeout"] = httpx2.Timeout(timeout()).as_dict()
     if _is_ours.get():
         request.headers["accept-encoding"] = "identity"
+        # Redirects inherit what was asked for.
+        request.extensions.setdefault(_IS_API, request.url.path.startswith("/api/"))
 
 
 def _limit_size(response: httpx2.Response) -> None:
-    is_api = response.request.url.path.startswith("/api/")
-    if _is_ours.get() and (is_api or response.is_error):
+    if not _is_ours.get():
+        return
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise httpx2.DecodingError("the answer is compressed, which was not asked for")
+    is_api = response.request.extensions.get(_IS_API, False)
+    if is_api or response.is_error:
         response.stream = _Bounded(response.stream, MAX_ANSWER if is_api else MAX_REFUSAL)
 
 
@@ -63,7 +70,7 @@ class _Bounded(httpx2.SyncByteStream):
         for chunk in self._stream:
             count += len(chunk)
             if count > self._limit:
-                raise httpx2.RemoteProtocolError(f"the answer has more than {self._limit} bytes")
+                raise httpx2.DecodingError(f"the answer has more than {self._limit} bytes")
             yield chunk
 
     def close(self) -> None:

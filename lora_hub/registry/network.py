@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from lora_hub.documents.fields import printable
 from lora_hub.errors import LoraHubError, NotFoundError, RegistryError, UsageError
@@ -19,6 +20,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = {"1", "on", "yes", "true"}
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
 _AHEAD = 8  # chunks that may wait for being read
+_GLANCE = 0.1  # seconds between looks at whether anybody still reads
 _LONGEST_WISH = 60.0  # seconds of a Retry-After that are obeyed
 
 
@@ -37,6 +39,20 @@ def timeout() -> float:
 def is_offline() -> bool:
     """Whether the environment forbids the network, as the Hub's own client reads it."""
     return any(os.environ.get(name, "").lower() in _TRUE for name in _OFFLINE)
+
+
+def check_endpoint() -> None:
+    """Raise `UsageError` unless ``HF_ENDPOINT``, if it is set, is the URL of a host."""
+    url = os.environ.get("HF_ENDPOINT")
+    try:
+        parts = urlsplit(url or "https://huggingface.co")
+        is_host = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_host = False
+    if not is_host:
+        raise UsageError(
+            "HF_ENDPOINT is not the URL of a host", hint="write it as https://hub.example.org, or unset it"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +120,23 @@ def watched(stream: Iterable[bytes], cancel: Callable[[], object]) -> Iterator[b
         StalledError: It failed, or nothing came for as long as a wait may last.
     """
     chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+    is_over = threading.Event()
+
+    def put(chunk: bytes | BaseException | None) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(queue.Full):
+                chunks.put(chunk, timeout=_GLANCE)
+                return
 
     def read() -> None:
         try:
             for chunk in stream:
-                chunks.put(chunk)
-            chunks.put(None)
+                put(chunk)
+                if is_over.is_set():
+                    return
+            put(None)
         except BaseException as error:  # noqa: BLE001 - raised again by who reads the queue
-            chunks.put(error)
+            put(error)
 
     threading.Thread(target=read, daemon=True, name="lora-hub-stream").start()
     try:
@@ -122,10 +147,11 @@ def watched(stream: Iterable[bytes], cancel: Callable[[], object]) -> Iterator[b
     except queue.Empty as error:
         raise StalledError from error
     finally:
-        cancel()
-        with contextlib.suppress(queue.Empty):  # so that the thread is not left waiting for room
-            while True:
-                chunks.get_nowait()
+        is_over.set()
+        with contextlib.suppress(
+            RuntimeError
+        ):  # hf-xet's, while the other thread is inside of it; that one ends by itself
+            cancel()
 
 
 def _reasons(error: BaseException) -> str:

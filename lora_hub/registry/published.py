@@ -73,6 +73,20 @@ class Published:
         """The manifest, parsed."""
         return Manifest.parse(self.manifest)
 
+    def check_identity(self) -> None:
+        """Raise `IntegrityError` if this is another adapter or version than its reference says.
+
+        Where there are commits, a nameless draft may lie as well.
+        """
+        found, wanted = self.document.reference, self.reference
+        if found is None and self.snapshot.commit is not None:
+            return
+        if found is None or found.name != wanted.name or wanted.version not in {None, found.version}:
+            raise IntegrityError(
+                f"`{self.source}` is {found or 'a draft'} by its manifest ({self.digest})",
+                hint="the registry was tampered with or copied wrongly: ask who runs it",
+            )
+
     def read(self, *, partials: Path | None = None, progress: Progress = no_progress) -> Download:
         """Return all files, still to be proven; a large one is kept under *partials* as well."""
         config = self._config_bytes()
@@ -106,7 +120,6 @@ def look_up(registry: Registry, reference: AdapterRef, revision: str) -> Publish
     Raises:
         NotFoundError: There is no such revision, or it holds no adapter.
         MalformedError: What is there describes no adapter.
-        IntegrityError: It is another adapter or version than *reference*.
     """
     snapshot = registry.snapshot(reference, revision)
     source = f"{reference} in {registry.url}"
@@ -116,9 +129,7 @@ def look_up(registry: Registry, reference: AdapterRef, revision: str) -> Publish
     else:
         config = read_small(snapshot, CONFIG_NAME, limit=MAX_CONFIG, source=source)
         manifest = _derive(snapshot, config, source)
-    published = Published(reference=reference, snapshot=snapshot, manifest=manifest, source=source, config=config)
-    _check_identity(published)
-    return published
+    return Published(reference=reference, snapshot=snapshot, manifest=manifest, source=source, config=config)
 
 
 def _derive(snapshot: Snapshot, config: Bytes, source: str) -> bytes:
@@ -131,15 +142,3 @@ def _derive(snapshot: Snapshot, config: Bytes, source: str) -> bytes:
     if file.sha256 is None or file.size > MAX_FILE:
         raise RegistryError(f"`{source}` has weights of {file.size} bytes", hint="it is no LoRA adapter")
     return derive(config, header, FileEntry(name=WEIGHTS_NAME, size=file.size, sha256=file.sha256)).to_bytes()
-
-
-def _check_identity(published: Published) -> None:
-    """A manifest speaks for its own name and version only. Where there are commits, a nameless draft may lie too."""
-    found, wanted = published.document.reference, published.reference
-    if found is None and published.snapshot.commit is not None:
-        return
-    if found is None or found.name != wanted.name or wanted.version not in {None, found.version}:
-        raise IntegrityError(
-            f"`{published.source}` is {found or 'a draft'} by its manifest ({published.digest})",
-            hint="the registry was tampered with or copied wrongly: ask who runs it",
-        )

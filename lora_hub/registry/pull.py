@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import IntegrityError, NotFoundError, PolicyError, UsageError
+from lora_hub.errors import IntegrityError, NotFoundError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import Choice, find
@@ -72,8 +72,8 @@ def pull(
         return kept
     check_may_connect(registry, terms.offline, f"`{reference}` is not in the store, and")
     found = find(registry, reference, terms.policy, expected)
-    if expected is None:
-        # Who names the digest has said which content is meant; everybody else gets what it was when first seen.
+    if expected is None and terms.policy.pin(registry.url, found.published.reference) is None:
+        # Who names or pins the digest has said which content is meant; all others get what it was when first seen.
         store.check_unchanged(registry.url, found.published.reference, found.published.digest)
     authorize(terms.policy, registry, found.published, digest=expected)
     return bring(found, registry, store, terms)
@@ -116,23 +116,22 @@ def _known(
     elif reference.version is not None or reference.commit is not None:
         yield from _trusted(reference, registry, store, terms)
     elif terms.offline and registry.is_remote:
-        versions = {pin.reference.version for pin in terms.policy.pins_of(registry.url, reference.name)}
+        pins = terms.policy.pins_of(registry.url, reference.name)
+        versions = {pin.reference.version for pin in pins} - {None}
         for version in sorted((v for v in versions if v and reference.selects(v)), reverse=True):
             yield from _trusted(reference.at(version), registry, store, terms)
+        if not versions and reference.selector is None:  # what lora-hub never published
+            yield from ((reference.at(pin.commit), pin.digest) for pin in reversed(pins) if pin.commit)
 
 
 def _trusted(exact: AdapterRef, registry: Registry, store: Store, terms: Terms) -> Iterator[tuple[AdapterRef, str]]:
     pin = terms.policy.pin(registry.url, exact)
-    known = store.known_digest(registry.url, exact)
-    if pin is not None and known not in {None, pin.digest}:
-        raise PolicyError(
-            f"`{exact}` in `{registry.url}` is pinned to {pin.digest}, and was {known} when it was pulled",
-            hint=f"use one of them by its digest, or `lora-hub trust remove {exact}`",
-        )
     if pin is not None:
         yield exact, pin.digest
-    elif known is not None and not registry.is_remote:
-        yield exact, known
+    elif not registry.is_remote:
+        known = store.known_digest(registry.url, exact)
+        if known is not None:
+            yield exact, known
 
 
 # Bringing it here

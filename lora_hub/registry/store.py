@@ -232,9 +232,11 @@ class Store:
             old = [digest for digest in self._digests() if self._last_used(digest) < limit]
             for digest in old:
                 self.remove(digest)
-            notes = (self.root / "versions").rglob(".*")  # half-written ones; no version begins with a dot
-            swept = remove_leftovers(self._staging, older_than=_STALE) + remove_old(notes, older_than=_STALE)
-            return old, swept + remove_leftovers(self.partials, older_than=unused_for)
+            # What was half-written begins with a dot, as no version and no journal entry does.
+            halves = [half for place in ("versions", "pushes") for half in (self.root / place).rglob(".*")]
+            swept = remove_leftovers(self._staging, older_than=_STALE) + remove_old(halves, older_than=_STALE)
+            given_up = [self.partials, self.pushes]
+            return old, swept + sum(remove_leftovers(place, older_than=unused_for) for place in given_up)
 
     def _last_used(self, digest: str) -> float:
         try:

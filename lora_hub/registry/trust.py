@@ -145,6 +145,7 @@ def authorize(policy: TrustPolicy, registry: Registry, published: Published, *, 
 
     Raises:
         PolicyError: It has another digest than that.
+        IntegrityError: It is another adapter or version than was asked for.
         UntrustedError: No digest is named and nothing is pinned, in a registry that others may write into.
     """
     reference, found = published.reference, published.digest
@@ -154,6 +155,7 @@ def authorize(policy: TrustPolicy, registry: Registry, published: Published, *, 
             f"`{reference}` in `{registry.url}` was pinned as {expected} and is now {found}",
             hint="a published version never changes: ask its publisher what happened before you pin the new one",
         )
+    published.check_identity()
     if expected is None and registry.is_remote:
         raise UntrustedError(
             f"`{reference}` in `{registry.url}` is unsigned and not pinned. It is {summary(published)}, {found}",

@@ -226,8 +226,9 @@ def test_a_wrong_call_says_what_to_do(cli, published, words, code):
     assert "Traceback" not in done.err
 
 
-def test_the_hub_is_too_large_to_list(cli):
+def test_the_hub_is_too_large_to_list(cli, monkeypatch):
     """By default the registry is the Hub; a list of all of it is a usage error that says what to name."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     done = cli("list")
 
     assert done.code == 2
