@@ -23,6 +23,8 @@ lint: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks.against_peft
+	$(BIN)/python -m benchmarks.against_hub_client
+	$(BIN)/python -m benchmarks.against_hub_client --gigabit
 
 $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

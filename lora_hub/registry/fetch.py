@@ -93,8 +93,8 @@ def read_weights(
         with _Hasher(content) as hasher:
 
             def keep(chunk: Bytes, stop: int) -> None:
-                part.write(chunk)
                 hasher.follow(stop)
+                part.write(chunk)
 
             _fill(content, have, snapshot, entry, source, progress, keep)
             part.flush()

@@ -2,7 +2,7 @@
 
 vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). It does nothing unless
 ``LORA_HUB_VLLM`` is set: to ``1``, or to ``any-base`` where the base model is served under another name than the one
-that its adapters know. What may be loaded is what `lora_hub.pull` accepts: pinned on this machine, or in a directory of it.
+that its adapters know. What may be loaded is what `lora_hub.pull` accepts: pinned on this machine, or from a directory.
 
 https://docs.vllm.ai/en/latest/features/lora, "Using plugins"
 """

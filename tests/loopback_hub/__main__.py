@@ -18,9 +18,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="loopback_hub", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="the port of the hub; 0: any")
     parser.add_argument("--no-xet", action="store_true", help="a hub that knows LFS only")
+    parser.add_argument("--rate", type=float, help="bytes a second that all downloads of large files share")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
-    with LoopbackHub(port=options.port, xet=not options.no_xet) as hub:
+    with LoopbackHub(port=options.port, xet=not options.no_xet, rate=options.rate) as hub:
         sys.stdout.write(json.dumps({"endpoint": hub.endpoint, "cdn": hub.cdn, "token": hub.token}) + "\n")
         sys.stdout.flush()
         sys.stdin.read()

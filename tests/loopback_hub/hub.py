@@ -39,7 +39,13 @@ class LoopbackHub:
     """
 
     def __init__(
-        self, *, token: str = "hf_test", xet: bool = True, lfs_part_size: int | None = None, port: int = 0
+        self,
+        *,
+        token: str = "hf_test",
+        xet: bool = True,
+        lfs_part_size: int | None = None,
+        port: int = 0,
+        rate: float | None = None,
     ) -> None:
         self.token = token
         self.has_xet = xet
@@ -50,7 +56,7 @@ class LoopbackHub:
         self.log = RequestLog()
         self.faults = Faults()
         self._hub = Origin("hub", partial(HUB_ROUTES.answer, self), self.log, self.faults, port)
-        self._cdn = Origin("cdn", partial(CDN_ROUTES.answer, self), self.log, self.faults)
+        self._cdn = Origin("cdn", partial(CDN_ROUTES.answer, self), self.log, self.faults, rate=rate)
         self.endpoint = self._hub.url
         self.cdn = self._cdn.url
         # hf-xet remembers on disk which xorbs it gave to a CAS: the URL must not come back when a port does.

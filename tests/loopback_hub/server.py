@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -82,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             body = fault.damaged(body)
             self.close_connection = self.close_connection or fault.cut is not None
         if body:
-            self.connection.sendall(body)
+            self.server.origin.link.send(self.connection, body)
 
     def log_message(self, *args: object) -> None:
         """Keep quiet: the log is a list."""
@@ -127,11 +128,39 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+class Link:
+    """The way to the clients, which all connections share: as fast as the machine, or *rate* bytes a second."""
+
+    _PIECE = 256 * 1024  # bytes
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def send(self, connection: socket.socket, body: bytes) -> None:
+        """Send *body*, in its time."""
+        if self._rate is None:
+            connection.sendall(body)
+            return
+        for start in range(0, len(body), self._PIECE):
+            piece = memoryview(body)[start : start + self._PIECE]
+            with self._lock:
+                now = time.monotonic()
+                self._free_at = max(now, self._free_at) + len(piece) / self._rate
+                pause = self._free_at - now
+            time.sleep(pause)
+            connection.sendall(piece)
+
+
 class Origin:
     """A host and port that can be up or down; while it is down, the port stays reserved and refuses connections."""
 
-    def __init__(self, name: str, work: Work, log: RequestLog, faults: Faults, port: int = 0) -> None:
+    def __init__(
+        self, name: str, work: Work, log: RequestLog, faults: Faults, port: int = 0, rate: float | None = None
+    ) -> None:
         self.name = name
+        self.link = Link(rate)
         self.work = work
         self.log = log
         self.faults = faults
