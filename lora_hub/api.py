@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
-from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.lock_file import LockFile
-from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import PolicyError
 from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import lock as locks
-from lora_hub.registry import network
 from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import find
-from lora_hub.registry.locate import open_registry
-from lora_hub.registry.pull import Pulled, Terms
+from lora_hub.registry.locate import RegistryLike, as_registry, online_registry, open_registry
+from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
-from lora_hub.registry.registry import Found, Registry, check_may_connect
+from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store, default_store
-from lora_hub.registry.trust import TrustFile, default_trust, is_trusted, pin_of
-from lora_hub.version import Version
+from lora_hub.registry.terms import current_terms
+from lora_hub.registry.trust import TrustFile, default_trust, pin_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
-RegistryLike = str | os.PathLike[str] | Registry | None
 ReferenceLike = str | AdapterRef
 PathLike = str | os.PathLike[str]
 
@@ -63,7 +57,7 @@ def push(
         RegistryError: Registry, network or login refused; nothing half-published can be seen, and the same call again
             completes what was begun.
     """
-    opened = _online(registry, private=private)
+    opened = online_registry(registry, private=private)
     return pushes.push(Path(directory), _as_reference(reference), opened, default_store(), default_trust())
 
 
@@ -92,8 +86,8 @@ def pull(
         PolicyError: A version that was pinned or pulled before is another one now.
         RegistryError: Registry, network or login refused.
     """
-    terms = _terms(offline=offline, progress=progress)
-    return pulls.pull(_as_reference(reference), _as_registry(registry), default_store(), terms, digest=digest)
+    terms = current_terms(offline=offline, progress=progress)
+    return pulls.pull(_as_reference(reference), as_registry(registry), default_store(), terms, digest=digest)
 
 
 def pull_locked(
@@ -113,8 +107,8 @@ def pull_locked(
     """
     locked = locks.read_lock(Path(lock))
     entries = [locked.entry(_as_reference(reference)) for reference in wanted] or list(locked.entries)
-    terms = _terms(offline=offline, progress=progress)
-    mirror = None if registry is None else _as_registry(registry)
+    terms = current_terms(offline=offline, progress=progress)
+    mirror = None if registry is None else as_registry(registry)
     return locks.pull_locked(entries, lambda url: mirror or open_registry(url), default_store(), terms)
 
 
@@ -128,67 +122,13 @@ def lock(
     """
     path, named = Path(lock), [_as_reference(reference) for reference in wanted]
     if named:
-        opened = _as_registry(registry)
+        opened = as_registry(registry)
         pairs = [(reference, opened) for reference in named]
     else:
-        given = None if registry is None else _as_registry(registry)
+        given = None if registry is None else as_registry(registry)
         entries = locks.read_lock(path).entries
         pairs = [(AdapterRef.parse(e.reference), given or open_registry(e.registry)) for e in entries]
-    return locks.lock(path, pairs, _terms())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What an adapter is by its small files: no weights were read unless it is a directory.
-
-    ``is_trusted`` is None for a directory, which is trusted by being named; ``modules`` is None where no tensor was
-    looked at.
-    """
-
-    source: str
-    digest: str
-    manifest: Manifest
-    config: AdapterConfig
-    reference: AdapterRef | None = None
-    commit: str | None = None
-    is_trusted: bool | None = None
-    modules: int | None = None
-
-
-def info(source: PathLike | AdapterRef, *, registry: RegistryLike = None) -> Description:
-    """Return what the adapter *source*, a directory or a reference, is. On the Hub: at most four small requests."""
-    named = references.parse(source)
-    if isinstance(named, Path):
-        return _describe(read_adapter(named))
-    opened, terms = _as_registry(registry), _terms()
-    kept = pulls.find_in_store(named, opened, default_store(), terms, named.digest)
-    if kept is not None:
-        return dataclasses.replace(
-            _describe(kept.adapter), source=opened.url, reference=kept.reference, commit=kept.commit, is_trusted=True
-        )
-    check_may_connect(opened, terms.offline, f"`{named}` is not in the store, and")
-    published = find(opened, named, terms.policy, named.digest).published
-    published.check_identity()
-    return Description(
-        source=opened.url,
-        digest=published.digest,
-        manifest=published.document,
-        config=published.read_config(),
-        reference=published.reference,
-        commit=published.snapshot.commit,
-        is_trusted=is_trusted(terms.policy, opened, published, digest=named.digest),
-    )
-
-
-def _describe(adapter: VerifiedAdapter) -> Description:
-    return Description(
-        source=adapter.source,
-        digest=adapter.digest,
-        manifest=adapter.manifest,
-        config=adapter.config,
-        reference=adapter.manifest.reference,
-        modules=len(adapter.layout.modules),
-    )
+    return locks.lock(path, pairs, current_terms())
 
 
 def load(
@@ -217,23 +157,6 @@ def load(
     return pull(named, registry=registry, digest=digest).adapter
 
 
-def list_adapters(prefix: str = "", *, registry: RegistryLike = None) -> dict[str, list[Version]]:
-    """Return the versions, newest first, of every adapter of the registry whose ``org/task`` begins with *prefix*.
-
-    On the Hub, *prefix* must name an organisation: ``org/``.
-    """
-    opened = _online(registry)
-    listed = {prefix: opened.listing(AdapterRef.parse(prefix))} if AdapterRef.is_name(prefix) else {}
-    if not any(listing.versions for listing in listed.values()):
-        listed = {name: opened.listing(AdapterRef.parse(name)) for name in opened.names(prefix)}
-    return {name: list(listing.versions)[::-1] for name, listing in listed.items()}
-
-
-def search(text: str = "", *, base: str | None = None, limit: int = 20, registry: RegistryLike = None) -> list[Found]:
-    """Return at most *limit* adapters whose name holds *text* and that were trained on the base model *base*."""
-    return list(_online(registry).search(text, base=base, limit=limit))
-
-
 def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
     """Pin what the references *wanted* mean now, by commit and digest, so that they may be used: all, or none.
 
@@ -245,7 +168,7 @@ def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, diges
     Raises:
         PolicyError: One of them has another *digest*, or is pinned to another one already.
     """
-    opened = _online(registry)
+    opened = online_registry(registry)
     pins = [_pin(_as_reference(reference), opened, digest) for reference in wanted]
     default_trust().add(pins)
     return pins
@@ -253,7 +176,7 @@ def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, diges
 
 def unpin(reference: ReferenceLike, *, registry: RegistryLike = None) -> Pin:
     """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
-    return default_trust().remove(_as_registry(registry).url, _as_reference(reference))
+    return default_trust().remove(as_registry(registry).url, _as_reference(reference))
 
 
 def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
@@ -272,10 +195,6 @@ def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
 def trust() -> TrustFile:
     """Return the trust policy of this user."""
     return default_trust()
-
-
-def _terms(*, offline: bool = False, progress: Progress = no_progress) -> Terms:
-    return Terms(policy=default_trust().read(), offline=offline or network.is_offline(), progress=progress)
 
 
 def store() -> Store:
@@ -348,14 +267,3 @@ def _default_name(source: str | os.PathLike[str] | AdapterRef | VerifiedAdapter,
 
 def _as_reference(reference: ReferenceLike) -> AdapterRef:
     return reference if isinstance(reference, AdapterRef) else AdapterRef.parse(reference)
-
-
-def _as_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
-    is_named = registry is None or isinstance(registry, str | os.PathLike)
-    return open_registry(registry, private=private) if is_named else registry  # type: ignore[arg-type, return-value]
-
-
-def _online(registry: RegistryLike, *, private: bool = False) -> Registry:
-    opened = _as_registry(registry, private=private)
-    check_may_connect(opened, network.is_offline())
-    return opened

@@ -18,7 +18,7 @@ LAYERS = [
     ["lora_hub.files", "lora_hub.places", "lora_hub.plugin_manager"],
     ["lora_hub.adapter_directory"],
     ["lora_hub.registry", "lora_hub.patch"],
-    ["lora_hub.api", "lora_hub.trainer"],
+    ["lora_hub.api", "lora_hub.look", "lora_hub.trainer"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
     ["lora_hub.cli"],
@@ -46,7 +46,7 @@ TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors", "numpy"}
 # Each is known to one module alone.
 ALONE = {
     "huggingface_hub": "lora_hub.registry.hub_client",
-    "hf_xet": "lora_hub.registry.hub_client",
+    "hf_xet": "lora_hub.registry.xet",
     "fsspec": "lora_hub.registry.object_store",
     "yaml": "lora_hub.documents.model_card",
     "filelock": "lora_hub.registry.trust",
@@ -61,6 +61,7 @@ FORBIDDEN = {
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
+    "lora_hub.look": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.api": NETWORK | {"transformers", "peft", "click", "pickle"},
     "lora_hub.demo": NETWORK | {"peft", "pickle"},
     "lora_hub.files": TORCH | NETWORK | {"pickle"},

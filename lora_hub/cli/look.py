@@ -9,7 +9,7 @@ import click
 from lora_hub.cli.output import json_option, print_data, registry_option, shown, size, table
 
 if TYPE_CHECKING:
-    from lora_hub.api import Description
+    from lora_hub.look import Description
 
 
 @click.command(name="list")
@@ -21,9 +21,9 @@ def list_(prefix: str, registry: str | None, as_json: bool) -> None:
 
     On the Hub, PREFIX must name an organisation (org/).
     """
-    from lora_hub import api
+    from lora_hub import look
 
-    listed = api.list_adapters(prefix, registry=registry)
+    listed = look.list_adapters(prefix, registry=registry)
     found = {name: [str(version) for version in versions] for name, versions in listed.items()}
     rows = [(name, ", ".join(versions)) for name, versions in found.items()]
     print_data(found, lambda: table(rows, ("ADAPTER", "VERSIONS")), as_json=as_json)
@@ -39,9 +39,9 @@ def search(text: str, base: str | None, limit: int, registry: str | None, as_jso
     """Find adapters whose name holds TEXT. On the Hub: all in PEFT's format, the most downloaded first."""
     import dataclasses
 
-    from lora_hub import api
+    from lora_hub import look
 
-    found = api.search(text, base=base, limit=limit, registry=registry)
+    found = look.search(text, base=base, limit=limit, registry=registry)
     rows = [(f.name, f.base or "", "" if f.downloads is None else f"{f.downloads:,}") for f in found]
     header = ("ADAPTER", "BASE", "DOWNLOADS")
     print_data([dataclasses.asdict(f) for f in found], lambda: table(rows, header), as_json=as_json)
@@ -53,9 +53,9 @@ def search(text: str, base: str | None, limit: int, registry: str | None, as_jso
 @json_option
 def info(ref: str, registry: str | None, as_json: bool) -> None:
     """Show what the adapter REF (or a directory) is: base, rank, targets, digest. No weights are downloaded."""
-    from lora_hub import api
+    from lora_hub import look
 
-    document = _describe(api.info(ref, registry=registry))
+    document = _describe(look.info(ref, registry=registry))
     print_data(document, lambda: _as_lines(document), as_json=as_json)
 
 

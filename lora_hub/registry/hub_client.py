@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +41,10 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from lora_hub.documents.fields import Bytes, printable
 from lora_hub.errors import LoraHubError, RegistryError, UsageError
-from lora_hub.registry import network
+from lora_hub.registry import network, xet
 from lora_hub.registry.hub_answers import BranchMovedError, HubFile, Model, NoAnswerError, Refs
 from lora_hub.registry.manners import manners
-from lora_hub.registry.network import pause, refusal, timeout, unreachable
+from lora_hub.registry.network import pause, refusal, unreachable
 
 T = TypeVar("T")
 
@@ -64,7 +63,7 @@ class HubClient:
     """What the registry asks of the Hub. Token and endpoint are those of `hf`: HF_TOKEN, HF_ENDPOINT."""
 
     def __init__(self) -> None:
-        _limit_xet()
+        xet.limit()
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self._endpoint, library_name="lora-hub", library_version=version("lora-hub"))
 
@@ -126,7 +125,7 @@ class HubClient:
         end = file.size if stop is None else stop
         position = start
         if stop is None and file.xet_hash and end - start >= _WORTH_XET and is_xet_available():
-            with contextlib.suppress(_XetFailedError):
+            with contextlib.suppress(xet.XetFailedError):
                 for chunk in self._xet_chunks(repo, commit, file, start):
                     position += len(chunk)
                     yield chunk
@@ -161,29 +160,23 @@ class HubClient:
                     return
 
     def _xet_chunks(self, repo: str, commit: str, file: HubFile, start: int) -> Iterator[bytes]:
-        from hf_xet import XetFileInfo
-
         headers = self._headers()
         route = xet_connection_info_refresh_url(
             token_type=XetTokenType.READ, repo_id=repo, repo_type="model", revision=commit, endpoint=self._endpoint
         )
         try:
             place = self._xet_place(route, headers)
-            group = get_xet_session().new_download_stream_group(
-                endpoint=place.endpoint,
-                token=place.access_token,
-                token_expiry_unix_secs=place.expiration_unix_epoch,
-                token_refresh_url=route,
-                token_refresh_headers=headers,
-                custom_headers=xet_headers_without_auth(headers),
-            )
-            stream = group.download_stream(XetFileInfo(file.xet_hash, file.size), start=start)
         except (OSError, httpx2.HTTPError, *_MALFORMED) as error:
-            raise _XetFailedError from error
-        try:
-            yield from network.watched(stream, stream.cancel)
-        except network.StalledError as error:
-            raise _XetFailedError from error
+            raise xet.XetFailedError from error
+        group = {
+            "endpoint": place.endpoint,
+            "token": place.access_token,
+            "token_expiry_unix_secs": place.expiration_unix_epoch,
+            "token_refresh_url": route,
+            "token_refresh_headers": headers,
+            "custom_headers": xet_headers_without_auth(headers),
+        }
+        yield from xet.chunks(get_xet_session(), group, str(file.xet_hash), file.size, start)
 
     @staticmethod
     def _xet_place(route: str, headers: dict[str, str]) -> XetConnectionInfo:
@@ -326,20 +319,6 @@ class HubClient:
         is_missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | RemoteEntryNotFoundError)
         status = int(httpx2.codes.NOT_FOUND) if is_missing and not is_write else error.response.status_code
         return refusal(status, host=self.host, what=what, said=said)
-
-
-# Over Xet
-
-
-def _limit_xet() -> None:
-    """Have hf-xet give up in time, unless the user said when; it reads this once in each process."""
-    limits = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "500ms", "READ_TIMEOUT": f"{math.ceil(timeout())}s"}
-    for name, value in limits.items():
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
-
-
-class _XetFailedError(Exception):
-    """Xet gave up; plain HTTP has the same bytes."""
 
 
 @contextlib.contextmanager

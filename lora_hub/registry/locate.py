@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from lora_hub.errors import UsageError
 from lora_hub.registry.directory import DirectoryRegistry
-from lora_hub.registry.registry import Registry
+from lora_hub.registry.network import is_offline
+from lora_hub.registry.registry import Registry, check_may_connect
 
 VARIABLE = "LORA_HUB_REGISTRY"
 DEFAULT = "hf://"
@@ -18,6 +19,22 @@ _HINT = (
     f"or set `{VARIABLE}`"
 )
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII)
+
+
+RegistryLike = str | os.PathLike[str] | Registry | None
+
+
+def as_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
+    """Return *registry*, opened if it is only named."""
+    is_named = registry is None or isinstance(registry, str | os.PathLike)
+    return open_registry(registry, private=private) if is_named else registry  # type: ignore[arg-type, return-value]
+
+
+def online_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
+    """Return *registry*, opened; raise `RegistryError` if it needs the network and the environment forbids that."""
+    opened = as_registry(registry, private=private)
+    check_may_connect(opened, is_offline())
+    return opened
 
 
 def open_registry(url: str | os.PathLike[str] | None, *, private: bool = False) -> Registry:

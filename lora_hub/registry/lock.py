@@ -13,9 +13,10 @@ from lora_hub.files import machine_errors, read_file, write_files
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published, look_up
-from lora_hub.registry.pull import Pulled, Terms, bring, find_in_store
+from lora_hub.registry.pull import Pulled, bring, find_in_store
 from lora_hub.registry.registry import Registry, check_may_connect
 from lora_hub.registry.store import Store
+from lora_hub.registry.terms import Terms
 from lora_hub.registry.trust import authorize
 
 DEFAULT_PATH = Path(LOCK_NAME)

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import IntegrityError, NotFoundError, UsageError
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry, check_may_connect
 from lora_hub.registry.store import Store
+from lora_hub.registry.terms import DEFAULT_TERMS, Terms
 from lora_hub.registry.trust import authorize
 
 
@@ -32,18 +31,6 @@ class Pulled:
     adapter: VerifiedAdapter
     commit: str | None = None
     skipped: AdapterRef | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What holds for all pulls of one call: whom to trust, whether the network may be used, how to show progress."""
-
-    policy: TrustPolicy = NOBODY
-    offline: bool = False
-    progress: Progress = no_progress
-
-
-DEFAULT_TERMS = Terms()
 
 
 def pull(

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
-from lora_hub import api
+from lora_hub import api, look
 from lora_hub.documents.fields import sha256
 from lora_hub.errors import LoraHubError, PolicyError
 
@@ -98,7 +98,7 @@ def test_what_has_no_version_is_locked_by_its_commit(locked, plain):
     entry = entries(locked)[PLAIN]
 
     assert (entry["version"], entry["commit"]) == (None, plain.branches["main"])
-    assert entry["digest"] == api.info(PLAIN).digest
+    assert entry["digest"] == look.info(PLAIN).digest
 
 
 def test_the_file_has_a_schema(cli, locked):
@@ -293,7 +293,7 @@ def test_a_rewritten_history(cli, hub, locked, elsewhere, tags, is_changed):
     else:
         assert done.code == 7
         assert digest in done.error["message"]
-        assert api.info(f"org/task@{repo.branches['main']}").digest in done.error["message"]
+        assert look.info(f"org/task@{repo.branches['main']}").digest in done.error["message"]
         assert stored(elsewhere) == []
 
 
@@ -304,7 +304,7 @@ def test_a_rewritten_history_of_a_foreign_repository(cli, hub, locked, plain, el
 
     assert done.code == 7
     assert entries(locked)[PLAIN]["digest"] in done.error["message"]
-    assert api.info(f"{PLAIN}@{plain.branches['main']}").digest in done.error["message"]
+    assert look.info(f"{PLAIN}@{plain.branches['main']}").digest in done.error["message"]
     assert stored(elsewhere) == []
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 from adapter_files import adapter_files
 
-from lora_hub import api
+from lora_hub import api, look
 from lora_hub.errors import UntrustedError
 
 PLAIN = "org/plain"
@@ -82,13 +82,13 @@ def test_the_error_in_python_carries_the_argument(published):
 def test_a_line_that_is_pasted_too_late_pins_nothing(cli, plain):
     """If the content changed since it was shown, pinning is refused (7), and both digests are named."""
     plain.tag("v1.0.0", plain.branches["main"])
-    shown = api.info(f"{PLAIN}@1.0.0").digest
+    shown = look.info(f"{PLAIN}@1.0.0").digest
     plain.move_tag("v1.0.0", plain.commit(adapter_files(seed=1).files()).id)
     done = cli("trust", "pin", f"{PLAIN}@1.0.0", "--digest", shown, "--json")
 
     assert done.code == 7
     assert shown in done.error["message"]
-    assert api.info(f"{PLAIN}@1.0.0").digest in done.error["message"]
+    assert look.info(f"{PLAIN}@1.0.0").digest in done.error["message"]
     assert pins() == []
 
 
@@ -137,7 +137,7 @@ def test_a_pin_without_a_version_is_of_what_is_there_now(
     cli("trust", "pin", reference)
     if reference == PLAIN:
         plain.commit(adapter_files(seed=1).files())
-        newest = api.info(f"{PLAIN}@{plain.branches['main']}").digest
+        newest = look.info(f"{PLAIN}@{plain.branches['main']}").digest
     else:
         newest = publish(hub, monkeypatch, home, tmp_path / "next", "org/task@1.1.0", seed=1)
     done = cli("trust", "pin", reference, "--json")
@@ -177,7 +177,7 @@ def test_a_contradiction_among_many_pins_none(cli, plain, published, home, tmp_p
 
     assert done.code == 7
     assert old in done.error["message"]
-    assert api.info(f"{PLAIN}@1.0.0").digest in done.error["message"]
+    assert look.info(f"{PLAIN}@1.0.0").digest in done.error["message"]
     assert (home / "trust.toml").read_bytes() == before
 
 

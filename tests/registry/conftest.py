@@ -10,10 +10,11 @@ from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.hub import HubRegistry
-from lora_hub.registry.pull import Pulled, Terms
+from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
+from lora_hub.registry.terms import Terms
 from lora_hub.registry.trust import TrustFile
 
 # Every registry passes the same suite: to be tested, a new one is added here, as the name of its fixture.

@@ -17,7 +17,7 @@ from adapter_files import (
     peft_config,
 )
 
-from lora_hub import api
+from lora_hub import api, look
 from lora_hub.errors import (
     IntegrityError,
     LoraHubError,
@@ -353,7 +353,7 @@ def test_a_hub_that_lies_about_a_foreign_repository(hub, over, pull, fails, stor
 def test_info_of_what_lora_hub_published(hub, published, at):
     """At most four small requests tell what it is, whether it is trusted, and its digest."""
     commit = hub.repo("org/task").tags["v1.0.0"]
-    found = api.info("org/task" + at.replace("commit", commit))
+    found = look.info("org/task" + at.replace("commit", commit))
 
     assert (found.digest, found.commit, found.is_trusted) == (published, commit, True)
     assert hub.count("hub") <= 4
@@ -370,7 +370,7 @@ def test_info_of_a_foreign_repository(hub, hub_registry, pull, adapter, at):
     """Four requests to the Hub and one to its CDN at most; the digest is the one that a pull finds."""
     repo = hub.create(PLAIN, adapter.files())
     reference = PLAIN + at.replace("commit", repo.branches["main"])
-    found = api.info(reference)
+    found = look.info(reference)
     asked = hub.count("hub"), hub.count("cdn")
 
     assert asked[0] <= 4
@@ -382,7 +382,7 @@ def test_info_of_a_foreign_repository(hub, hub_registry, pull, adapter, at):
 def test_info_reads_no_weights(hub):
     """Of large weights, no more than the header and what came with it is read."""
     hub.create(PLAIN, large_adapter().files())
-    api.info(PLAIN)
+    look.info(PLAIN)
 
     assert sum(request.answer_size for request in hub.requests) < MIB
 
@@ -392,7 +392,7 @@ def test_info_of_what_is_in_the_store_needs_no_request(hub, published):
     api.pull("org/task@1.0.0")
     hub.clear()
 
-    assert api.info("org/task@1.0.0").digest == published
+    assert look.info("org/task@1.0.0").digest == published
     assert hub.requests == []
 
 
@@ -400,10 +400,10 @@ def test_a_server_that_ignores_ranges(hub, pull, hub_over_lfs):
     """A server may send everything where a range was asked for: no more of it is taken than was asked for."""
     content = large_adapter().files()
     hub.create(PLAIN, content)
-    expected = api.info(PLAIN).digest
+    expected = look.info(PLAIN).digest
     hub.fault("/files/", host="cdn", status=200, body=content[WEIGHTS_NAME])
 
-    assert api.info(PLAIN).digest == expected
+    assert look.info(PLAIN).digest == expected
 
 
 def test_a_search_is_one_request(hub):
@@ -411,7 +411,7 @@ def test_a_search_is_one_request(hub):
     card = b"---\nlibrary_name: peft\nbase_model: org/base\n---\n"
     hub.create(PLAIN, {**adapter_files().files(), "README.md": card})
     hub.create("org/other", {**adapter_files().files(), "README.md": card.replace(b"org/base", b"org/b")})
-    found = api.search(base="org/base")
+    found = look.search(base="org/base")
 
     assert [(one.name, one.base) for one in found] == [(PLAIN, "org/base")]
     assert len(hub.requests) == 1
@@ -425,7 +425,7 @@ def test_a_moved_tag_is_noticed(hub, over, plain, fails, store):
     plain.tag("v1.0.0", plain.branches["main"])
     (pin,) = api.pin([f"{PLAIN}@1.0.0"])
     plain.move_tag("v1.0.0", plain.commit(adapter_files(seed=1).files()).id)
-    new = api.info(f"{PLAIN}@{plain.tags['v1.0.0']}").digest
+    new = look.info(f"{PLAIN}@{plain.tags['v1.0.0']}").digest
     hub.clear()
     error = fails(over, f"{PLAIN}@1.0.0")
 
@@ -451,9 +451,9 @@ def test_a_tag_that_moved_to_another_version_is_noticed(hub, hub_registry, push,
 def test_a_moved_tag_is_noticed_by_who_used_it_by_digest(hub_registry, plain, pull, fails):
     """What was seen once under a version is remembered, pinned or not."""
     plain.tag("v1.0.0", plain.branches["main"])
-    old = pull(hub_registry, f"{PLAIN}@1.0.0", digest=api.info(f"{PLAIN}@1.0.0").digest).digest
+    old = pull(hub_registry, f"{PLAIN}@1.0.0", digest=look.info(f"{PLAIN}@1.0.0").digest).digest
     plain.move_tag("v1.0.0", plain.commit(adapter_files(seed=1).files()).id)
-    new = api.info(f"{PLAIN}@1.0.0").digest
+    new = look.info(f"{PLAIN}@1.0.0").digest
     error = fails(hub_registry, f"{PLAIN}@1.0.0")
 
     assert isinstance(error, PolicyError)
@@ -495,7 +495,7 @@ def test_a_rewritten_history_is_noticed(hub, hub_registry, push, pull, fails, ta
 
     assert isinstance(error, PolicyError)
     assert old in error.message
-    assert api.info(f"org/task@{head.id}").digest in error.message
+    assert look.info(f"org/task@{head.id}").digest in error.message
 
 
 @pytest.mark.parametrize("tags", ["keep", "move"])
@@ -563,7 +563,7 @@ def test_tries_are_counted_once(hub, medium, hub_over_xet, monkeypatch, verb, fa
         api.pull("org/task@1.0.0")  # plain HTTP has the same bytes
     else:
         with pytest.raises(RegistryError):
-            api.search("x") if verb == "search" else api.pull("org/task@1.0.0")
+            look.search("x") if verb == "search" else api.pull("org/task@1.0.0")
 
     assert hub.count("hub", path=path) <= network.RETRY.tries
 
@@ -733,7 +733,7 @@ def test_a_search_that_is_none(hub, hub_registry, answer):
     hub.fault("/api/models", status=200, body=ANSWERS[answer])
 
     with pytest.raises(RegistryError):
-        api.search("x")
+        look.search("x")
 
 
 @pytest.mark.parametrize(
@@ -818,7 +818,7 @@ def test_a_private_repository_with_a_token(hub, hub_registry, pull):
     """With a token that opens it, a private repository is like any other."""
     hub.create(PLAIN, adapter_files().files(), private=True)
 
-    assert pull(hub_registry, PLAIN, digest=api.info(PLAIN).digest).path.is_dir()
+    assert pull(hub_registry, PLAIN, digest=look.info(PLAIN).digest).path.is_dir()
 
 
 def test_an_invalid_token(hub, hub_registry, published, fails, monkeypatch):
@@ -1060,9 +1060,9 @@ def test_offline_what_is_not_pinned_any_more_is_refused(hub, published, forget, 
 @pytest.mark.parametrize(
     "verb",
     [
-        lambda path: api.info("org/task"),
-        lambda path: api.search("task"),
-        lambda path: api.list_adapters("org/"),
+        lambda path: look.info("org/task"),
+        lambda path: look.search("task"),
+        lambda path: look.list_adapters("org/"),
         lambda path: api.pin(["org/task@1.0.0"]),
         lambda path: api.lock(["org/task"], lock=path / "lora-hub.lock"),
         lambda path: api.push(adapter_files().write(path / "adapter"), "org/task@2.0.0"),
