@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
-from lora_hub.documents.lock_file import LockFile
 from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import PolicyError
@@ -21,6 +21,7 @@ from lora_hub.registry import push as pushes
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry, open_registry
+from lora_hub.registry.lock import Locked
 from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_hub.patch.applied_adapter import AppliedAdapter
+
+_logger = logging.getLogger(__name__)
 
 ReferenceLike = str | AdapterRef
 PathLike = str | os.PathLike[str]
@@ -97,8 +100,10 @@ def pull_locked(
     registry: RegistryLike = None,
     offline: bool = False,
     progress: Progress = no_progress,
-) -> list[Pulled]:
+) -> Iterator[Pulled]:
     """Bring exactly what the lock file says into the local store: all of it, or only the references *wanted*.
+
+    One after the other, as they are asked for: each holds its weights in memory.
 
     The digests in the lock file are trust enough. *registry*, a mirror say, stands in for those in the file.
 
@@ -114,7 +119,7 @@ def pull_locked(
 
 def lock(
     wanted: Sequence[ReferenceLike] = (), *, lock: PathLike = locks.DEFAULT_PATH, registry: RegistryLike = None
-) -> LockFile:
+) -> Locked:
     """Write into the lock file what the references *wanted* mean now, or what all in it mean now; return it.
 
     Raises:
@@ -128,7 +133,7 @@ def lock(
         given = None if registry is None else as_registry(registry)
         entries = locks.read_lock(path).entries
         pairs = [(AdapterRef.parse(e.reference), given or open_registry(e.registry)) for e in entries]
-    return locks.lock(path, pairs, current_terms())
+    return locks.lock(path, pairs, default_store(), current_terms())
 
 
 def load(
@@ -153,8 +158,11 @@ def load(
             raise PolicyError(
                 f"`{named}` is locked as {entry.digest} in `{lock}`, not {digest}", hint="leave out one of them"
             )
-        return pull_locked([named], lock=lock, registry=registry)[0].adapter
-    return pull(named, registry=registry, digest=digest).adapter
+        return next(pull_locked([named], lock=lock, registry=registry)).adapter
+    pulled = pull(named, registry=registry, digest=digest)
+    if pulled.skipped is not None:
+        _logger.warning("%s is newer than %s, but not pinned", pulled.skipped, pulled.reference)
+    return pulled.adapter
 
 
 def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
@@ -188,6 +196,8 @@ def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
             f"`{published.reference}` in `{registry.url}` has the digest {published.digest}, not {expected}",
             hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
         )
+    if expected is None:
+        default_store().check_unchanged(registry.url, published.reference, published.digest)
     published.check_identity()
     return pin_of(registry, published)
 

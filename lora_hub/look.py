@@ -55,6 +55,7 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
     check_may_connect(opened, terms.offline, f"`{named}` is not in the store, and")
     published = find(opened, named, terms.policy, named.digest).published
     published.check_identity()
+    known = default_store().known_digest(opened.url, published.reference)
     return Description(
         source=opened.url,
         digest=published.digest,
@@ -62,7 +63,8 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
         config=published.read_config(),
         reference=published.reference,
         commit=published.snapshot.commit,
-        is_trusted=is_trusted(terms.policy, opened, published, digest=named.digest),
+        is_trusted=is_trusted(terms.policy, opened, published, digest=named.digest)
+        and known in {None, published.digest, named.digest},
     )
 
 

@@ -95,7 +95,7 @@ class AdapterRef:
 
 
 def _parse_selector(text: str) -> Selector:
-    if is_digest(text) or _COMMIT.fullmatch(text):
+    if is_digest(text) or is_commit(text):
         return text
     if text.startswith("sha256:"):
         raise InvalidReferenceError(f"`{text}` is no digest", hint="write `sha256:` and 64 lower-case hex digits")
@@ -115,6 +115,11 @@ def exact_version(reference: AdapterRef) -> Version:
 def is_digest(text: str) -> bool:
     """Whether *text* is the digest of a manifest: ``sha256:`` and 64 lower-case hex digits."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def is_commit(text: str) -> bool:
+    """Whether *text* is a commit of git: 40 lower-case hex digits."""
+    return _COMMIT.fullmatch(text) is not None
 
 
 def parse(source: str | os.PathLike[str] | AdapterRef) -> AdapterRef | Path:

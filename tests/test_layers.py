@@ -47,6 +47,7 @@ TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors", "numpy"}
 ALONE = {
     "huggingface_hub": "lora_hub.registry.hub_client",
     "hf_xet": "lora_hub.registry.xet",
+    "aiohttp": "lora_hub.registry.object_store",
     "fsspec": "lora_hub.registry.object_store",
     "yaml": "lora_hub.documents.model_card",
     "filelock": "lora_hub.registry.trust",

@@ -9,6 +9,7 @@ import click
 from lora_hub.cli.output import byte_progress, json_option, print_data, registry_option, say
 
 if TYPE_CHECKING:
+    from lora_hub.reference import AdapterRef
     from lora_hub.registry.pull import Pulled
 
 lockfile_option = click.option(
@@ -79,15 +80,14 @@ def pull(
         raise UsageError("--digest is that of one REF", hint="name one REF, or write each as org/task@sha256:…")
     wanted = [AdapterRef.parse(ref) for ref in refs]
     progress = byte_progress(is_quiet=as_json)
-    if locked:
-        pulled = api.pull_locked(wanted, lock=lockfile, registry=registry, offline=offline, progress=progress)
-    else:
-        pulled = [api.pull(ref, registry=registry, digest=digest, offline=offline, progress=progress) for ref in wanted]
-    for one in pulled:
-        if one.skipped is not None:
-            say(f"{one.skipped} is newer, but not pinned: `lora-hub info {one.skipped}`")
-    text = "\n".join(f"{p.reference}  {p.digest}  {p.path}" for p in pulled)
-    print_data([_document(p) for p in pulled], lambda: text, as_json=as_json)
+    pulled = (
+        api.pull_locked(wanted, lock=lockfile, registry=registry, offline=offline, progress=progress)
+        if locked
+        else (api.pull(ref, registry=registry, digest=digest, offline=offline, progress=progress) for ref in wanted)
+    )
+    documents = [_document(one) for one in pulled]  # one at a time: each holds its weights
+    lines = [f"{d['reference']}  {d['digest']}  {d['path']}" for d in documents]
+    print_data(documents, lambda: "\n".join(lines), as_json=as_json)
 
 
 @click.command()
@@ -105,8 +105,10 @@ def lock(refs: tuple[str, ...], registry: str | None, lockfile: str, as_json: bo
     from lora_hub import api
 
     locked = api.lock(refs, lock=lockfile, registry=registry)
-    lines = [f"{entry.reference}  {entry.exact}  {entry.digest}" for entry in locked.entries]
-    document = [dataclasses.asdict(entry) for entry in locked.entries]
+    for newer in locked.skipped:
+        _say_skipped(newer)
+    lines = [f"{entry.reference}  {entry.exact}  {entry.digest}" for entry in locked.file.entries]
+    document = [dataclasses.asdict(entry) for entry in locked.file.entries]
     print_data(document, lambda: "\n".join(lines), as_json=as_json)
 
 
@@ -114,9 +116,15 @@ COMMANDS = (push, pull, lock)
 
 
 def _document(pulled: Pulled) -> dict[str, Any]:
+    if pulled.skipped is not None:
+        _say_skipped(pulled.skipped)
     return {
         "reference": str(pulled.reference),
         "digest": pulled.digest,
         "commit": pulled.commit,
         "path": str(pulled.path),
     }
+
+
+def _say_skipped(newer: AdapterRef) -> None:
+    say(f"{newer} is newer, but not pinned: `lora-hub info {newer}`")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -11,13 +10,12 @@ from typing import Self
 from lora_hub.documents.fields import Fields, canonical_json, parse_json_object
 from lora_hub.documents.manifest import FileEntry, parse_files
 from lora_hub.errors import DocumentError, PolicyError, UsageError
-from lora_hub.reference import AdapterRef, is_digest
+from lora_hub.reference import AdapterRef, is_commit, is_digest
 from lora_hub.version import Version
 
 SCHEMA = "lora-hub/lock/v1"
 LOCK_NAME = "lora-hub.lock"
 MAX_LOCK = 4 * 1024 * 1024  # bytes
-_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _WRITE_AGAIN = "write it again with `lora-hub lock REF...`"
 
 
@@ -94,7 +92,7 @@ def _parse_entry(fields: Fields) -> LockEntry:
     version, commit = fields.optional_text("version"), fields.optional_text("commit")
     if (version is None and commit is None) or not (version is None or Version.is_version(version)):
         fields.fail("version", "a version, or null and a commit")
-    if not (commit is None or _COMMIT.fullmatch(commit)):
+    if not (commit is None or is_commit(commit)):
         fields.fail("commit", "40 lower-case hex digits, or null")
     return LockEntry(
         reference=fields.text("reference", "a reference of the form `org/task[@version]`", _is_reference),

@@ -38,7 +38,13 @@ Metadata = dict[str, yaml.Node]
 
 
 def update_card(
-    current: bytes, author: bytes, *, manifest: Manifest, config: AdapterConfig, versions: Iterable[Version]
+    current: bytes,
+    author: bytes,
+    *,
+    manifest: Manifest,
+    digest: str,
+    config: AdapterConfig,
+    versions: Iterable[Version],
 ) -> bytes:
     """Return the card of the version that *manifest* describes.
 
@@ -46,6 +52,7 @@ def update_card(
         current: The card in the repository, or nothing.
         author: The card beside the adapter that is pushed, or nothing; its text counts, unless it is PEFT's template.
         manifest: Of the version that is published.
+        digest: Of that manifest.
         config: Its config, for what must not leak out of it.
         versions: All that are published then.
 
@@ -62,7 +69,7 @@ def update_card(
         text = text.replace(path, "the base model")
         merged = {key: value for key, value in merged.items() if path not in _to_yaml(value)}
     front = _to_yaml(yaml.MappingNode(_MAP, [(_scalar(key), value) for key, value in merged.items()], flow_style=False))
-    section = _section(manifest, sorted(versions, reverse=True))
+    section = _section(manifest, digest, sorted(versions, reverse=True))
     return f"---\n{front}---\n\n{text or f'# {manifest.name}'}\n\n{section}".encode()
 
 
@@ -168,7 +175,7 @@ def _with_ours(metadata: Metadata, manifest: Manifest) -> Metadata:
     return others | ours
 
 
-def _section(manifest: Manifest, versions: list[Version]) -> str:
+def _section(manifest: Manifest, digest: str, versions: list[Version]) -> str:
     lora, name, version = manifest.lora, manifest.name, manifest.version
     newest = next((v for v in versions if not v.is_prerelease), None)
     rows = [
@@ -182,9 +189,15 @@ def _section(manifest: Manifest, versions: list[Version]) -> str:
             "",
             f"A LoRA adapter: r {lora.r}, alpha {lora.alpha}, {lora.parameters:,} parameters in {lora.dtype}.",
             "",
+            "With lora-hub, once you trust it, or with PEFT:",
+            "",
+            "```",
+            f"lora-hub trust pin {name}@{version} --digest {digest}",
+            "```",
+            "",
             "```python",
-            f'lora_hub.apply_adapter(model, "{name}@{version}")          # pip install lora-hub',
-            f'PeftModel.from_pretrained(model, "{name}", revision="v{version}")   # pip install peft',
+            f'lora_hub.apply_adapter(model, "{name}@{version}")',
+            f'PeftModel.from_pretrained(model, "{name}", revision="v{version}")',
             "```",
             "",
             "| version | tag | |",

@@ -15,7 +15,6 @@ In this version it holds pins::
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from typing import Self
 
 from lora_hub.documents.fields import Fields
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
-from lora_hub.reference import AdapterRef, is_digest
+from lora_hub.reference import AdapterRef, is_commit, is_digest
 from lora_hub.version import Version
 
 VERSION = 1
 MAX_POLICY = 4 * 1024 * 1024  # bytes
-_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _KEYS = ("registry", "name", "version", "commit", "digest")
 _MEND = "mend the file by hand, or restore a copy of it"
 
@@ -131,7 +129,7 @@ def _parse_pin(fields: Fields) -> Pin:
         name=fields.text("name", "a name of the form `org/task`", AdapterRef.is_name),
         digest=fields.text("digest", "`sha256:` and 64 lower-case hex digits", is_digest),
         version=fields.text("version", "a version", Version.is_version) if fields.has("version") else None,
-        commit=fields.text("commit", "40 lower-case hex digits", _COMMIT.fullmatch) if fields.has("commit") else None,
+        commit=fields.text("commit", "40 lower-case hex digits", is_commit) if fields.has("commit") else None,
     )
 
 

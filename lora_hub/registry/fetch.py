@@ -39,6 +39,7 @@ class Content:
     buffer: bytearray
     found: FileEntry
     path: Path | None = None
+    is_resumed: bool = False
 
 
 def read_small(snapshot: Snapshot, name: str, *, limit: int, source: str) -> bytearray:
@@ -90,6 +91,7 @@ def read_weights(
         if part.read(1):  # longer than it can be: not ours
             have = 0
             part.truncate(0)
+        is_resumed = have > 0
         with _Hasher(content) as hasher:
 
             def keep(chunk: Bytes, stop: int) -> None:
@@ -100,7 +102,7 @@ def read_weights(
             part.flush()
             _begin_to_sync(part.fileno())
     found = FileEntry(name=entry.name, size=len(content), sha256=hasher.sha256.hexdigest())
-    return Content(content, found, path)
+    return Content(content, found, path, is_resumed)
 
 
 class _Hasher:

@@ -10,6 +10,7 @@ from lora_hub.errors import IntegrityError, MalformedError, NotFoundError, Polic
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.published import Published, look_up
 from lora_hub.registry.registry import Listing, Registry
+from lora_hub.version import Version
 
 _BROKEN = (NotFoundError, MalformedError, IntegrityError)  # what a place that holds no adapter raises
 
@@ -46,12 +47,25 @@ def find(
         found = _find_digest(registry, reference, listing, expected)
         if found is not None:
             return Choice(published=found)
+    hidden = _hidden(registry, reference, listing, policy) if expected is None else None
+    if hidden is not None:
+        exact = reference.at(hidden)
+        error = NotFoundError(f"`{registry.url}` has no `{exact}`", hint="ask its publisher")
+        raise _vanished(registry, exact, _expected(registry, exact, policy, expected), error)
     chosen, skipped = _choose(registry, reference, listing, policy)
     if chosen is None:
         error = _none_selected(registry, reference, listing)
         raise _vanished(registry, reference, _expected(registry, reference, policy, expected), error)
     exact, revision = chosen
     return Choice(published=_at(registry, exact, revision, policy, expected), skipped=skipped)
+
+
+def _hidden(registry: Registry, reference: AdapterRef, listing: Listing, policy: TrustPolicy) -> Version | None:
+    """Return the newest pinned version that *reference* selects, if it is gone: nobody is led back to an older one."""
+    pinned = (pin.reference.version for pin in policy.pins_of(registry.url, reference.name))
+    wanted = [version for version in pinned if version is not None and reference.selects(version)]
+    there = [version for version in listing.versions if reference.selects(version)]
+    return max(wanted) if wanted and all(max(wanted) > version for version in there) else None
 
 
 def _at(registry: Registry, exact: AdapterRef, revision: str, policy: TrustPolicy, expected: str | None) -> Published:

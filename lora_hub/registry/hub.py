@@ -155,8 +155,8 @@ class HubRegistry:
         try:
             refs = self._client.refs(repo)
         except NotFoundError:
-            self._client.create_repo(repo, private=self._private)
-            return self._client.refs(repo)
+            self._client.create_repo(repo, private=self._private)  # or another publisher did, just now
+            refs = self._client.refs(repo)
         if self._private and not self._client.is_private(repo):
             raise UsageError(
                 f"`{repo}` on `{self._client.host}` exists and is public",
@@ -220,6 +220,7 @@ class HubRegistry:
             bytes(files.get(CARD_NAME, b"")),
             manifest=Manifest.parse(bytes(files[MANIFEST_NAME])),
             config=AdapterConfig.parse(bytes(files[CONFIG_NAME])),
+            digest=manifest_digest(bytes(files[MANIFEST_NAME])),
             versions=versions,
         )
 

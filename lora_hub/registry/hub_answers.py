@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_hub.errors import RegistryError
+from lora_hub.reference import is_commit
 
-_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -48,7 +48,7 @@ class Refs:
 
     def __post_init__(self) -> None:
         # They become parts of URLs, pins and lock files.
-        if not all(_COMMIT.fullmatch(commit) for commit in (*self.branches.values(), *self.tags.values())):
+        if not all(is_commit(commit) for commit in (*self.branches.values(), *self.tags.values())):
             raise ValueError("a commit of 40 hex digits was expected")
 
 

@@ -18,7 +18,8 @@ _HINT = (
     f"pass `hf://`, a directory or a URL such as `s3://bucket/prefix` (`--registry`, in Python `registry=`), "
     f"or set `{VARIABLE}`"
 )
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
+_OF_THE_HUB = re.compile(r"\bhf://", re.IGNORECASE)  # fsspec's own way there knows nothing of pins, commits and limits
 
 
 RegistryLike = str | os.PathLike[str] | Registry | None
@@ -51,7 +52,7 @@ def open_registry(url: str | os.PathLike[str] | None, *, private: bool = False) 
     if not named.isprintable():
         raise UsageError(f"{named!a} names no registry", hint=_HINT)
     is_url = not isinstance(url, os.PathLike) and ("://" in named or _SCHEME.match(named))
-    scheme = named.partition(":")[0] if is_url else "file"
+    scheme = named.partition(":")[0].lower() if is_url else "file"
     if scheme == "hf":
         return _hub(named, private=private)
     if private:
@@ -62,7 +63,7 @@ def open_registry(url: str | os.PathLike[str] | None, *, private: bool = False) 
 
 
 def _hub(url: str, *, private: bool) -> Registry:
-    if url != DEFAULT:
+    if url.lower() != DEFAULT:
         raise UsageError(f"{url!a} names no registry", hint="write `hf://`; HF_ENDPOINT says which Hub that is")
     from lora_hub.registry.hub import HubRegistry
 
@@ -70,6 +71,8 @@ def _hub(url: str, *, private: bool) -> Registry:
 
 
 def _object_store(url: str) -> Registry:
+    if _OF_THE_HUB.search(url):
+        raise UsageError(f"{url!a} names no registry", hint="write `hf://` alone for the Hub")
     try:
         urlsplit(url)
     except ValueError as error:

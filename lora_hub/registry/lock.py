@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub.documents.lock_file import LOCK_NAME, MAX_LOCK, LockEntry, LockFile
@@ -13,7 +14,7 @@ from lora_hub.files import machine_errors, read_file, write_files
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published, look_up
-from lora_hub.registry.pull import Pulled, bring, find_in_store
+from lora_hub.registry.pull import Pulled, bring, check_remembered, find_in_store
 from lora_hub.registry.registry import Registry, check_may_connect
 from lora_hub.registry.store import Store
 from lora_hub.registry.terms import Terms
@@ -30,23 +31,44 @@ def read_lock(path: Path) -> LockFile:
         raise NotFoundError(f"there is no lock file `{path}`", hint="run `lora-hub lock REF...` to write it") from error
 
 
-def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], terms: Terms) -> LockFile:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """What `lock` wrote, and which newer versions it passed over because they are not pinned."""
+
+    file: LockFile
+    skipped: tuple[AdapterRef, ...] = ()
+
+
+def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], store: Store, terms: Terms) -> Locked:
     """Write into the lock file at *path* what each reference means now in its registry; no weights move.
 
     Raises:
         UntrustedError: One of them is not trusted; nothing is written then.
+        PolicyError: One of them is not what it was when it was pinned, or pulled before.
     """
-    locked = read_lock(path) if path.exists() else LockFile()
-    locked = locked.with_entries([_lock_entry(reference, registry, terms) for reference, registry in wanted])
+    _existing(path)  # what cannot be read is found before anybody is asked
+    found = [(reference, registry, _find(reference, registry, store, terms)) for reference, registry in wanted]
+    entries = [_lock_entry(reference, registry, choice.published) for reference, registry, choice in found]
+    # Read only now: others may have written while the registries were asked.
+    locked = _existing(path).with_entries(entries)
     with machine_errors():
         write_files(path.absolute().parent, {path.name: locked.to_bytes()})
-    return locked
+    return Locked(file=locked, skipped=tuple(choice.skipped for *_, choice in found if choice.skipped is not None))
 
 
-def _lock_entry(reference: AdapterRef, registry: Registry, terms: Terms) -> LockEntry:
+def _existing(path: Path) -> LockFile:
+    return read_lock(path) if path.exists() else LockFile()
+
+
+def _find(reference: AdapterRef, registry: Registry, store: Store, terms: Terms) -> Choice:
     check_may_connect(registry, terms.offline)
-    published = find(registry, reference, terms.policy).published
-    authorize(terms.policy, registry, published, digest=reference.digest)
+    choice = find(registry, reference, terms.policy)
+    check_remembered(choice.published, registry, store, terms, reference.digest)
+    authorize(terms.policy, registry, choice.published, digest=reference.digest)
+    return choice
+
+
+def _lock_entry(reference: AdapterRef, registry: Registry, published: Published) -> LockEntry:
     version = published.reference.version
     return LockEntry(
         reference=str(reference),
@@ -60,29 +82,29 @@ def _lock_entry(reference: AdapterRef, registry: Registry, terms: Terms) -> Lock
 
 def pull_locked(
     entries: Iterable[LockEntry], open_registry: Callable[[str], Registry], store: Store, terms: Terms
-) -> list[Pulled]:
+) -> Iterator[Pulled]:
     """Bring exactly what *entries* say into *store*: all of it, or nothing if one of them is another thing now.
 
+    What is yielded holds the weights; whoever keeps only its path needs memory for one adapter at a time.
+
     Raises:
-        PolicyError: What a registry has is not what was locked.
+        PolicyError: What a registry has is not what was locked, or what was locked is not what this user pinned.
     """
-    planned = [_plan(entry, open_registry(entry.registry), store, terms) for entry in entries]
-    return [
-        plan if isinstance(plan, Pulled) else bring(Choice(published=plan[0]), plan[1], store, terms)
-        for plan in planned
-    ]
+    planned = [(entry, *_plan(entry, open_registry(entry.registry), store, terms)) for entry in entries]
+    for entry, registry, published in planned:
+        kept = None if published else find_in_store(entry.exact, registry, store, terms, entry.digest)
+        if kept is None:  # or removed since
+            choice = Choice(published=published or _look_up(entry, registry))
+            kept = bring(choice, registry, store, terms)
+        yield kept
 
 
-def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> Pulled | tuple[Published, Registry]:
-    if AdapterRef.parse(entry.reference).digest not in {None, entry.digest}:
-        raise PolicyError(
-            f"the lock file has the digest {entry.digest} for `{entry.reference}`",
-            hint=f"it was changed by hand: run `lora-hub lock {entry.reference}`",
-        )
-    kept = find_in_store(entry.exact, registry, store, terms, entry.digest)
-    if kept is not None:
-        _check_files(entry, kept.adapter.manifest.files)
-        return kept
+def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> tuple[Registry, Published | None]:
+    """Return where *entry* comes from: its registry, and what that has if the store does not have it."""
+    _check_entry(entry, registry, terms)
+    if store.has(entry.digest):
+        _check_files(entry, store.describe(entry.digest).manifest.files)
+        return registry, None
     check_may_connect(registry, terms.offline, f"`{entry.exact}` is not in the store, and")
     published = _look_up(entry, registry)
     if published.digest != entry.digest:
@@ -92,7 +114,21 @@ def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> P
         )
     published.check_identity()
     _check_files(entry, published.document.files)
-    return published, registry
+    return registry, published
+
+
+def _check_entry(entry: LockEntry, registry: Registry, terms: Terms) -> None:
+    if AdapterRef.parse(entry.reference).digest not in {None, entry.digest}:
+        raise PolicyError(
+            f"the lock file has the digest {entry.digest} for `{entry.reference}`",
+            hint=f"it was changed by hand: run `lora-hub lock {entry.reference}`",
+        )
+    pin = terms.policy.pin(registry.url, entry.exact)
+    if pin is not None and pin.digest != entry.digest:
+        raise PolicyError(
+            f"`{entry.exact}` in `{registry.url}` is locked as {entry.digest}, and you pinned {pin.digest}",
+            hint=f"ask who wrote the lock file; if it is right, `lora-hub trust remove {entry.exact}`",
+        )
 
 
 def _look_up(entry: LockEntry, registry: Registry) -> Published:

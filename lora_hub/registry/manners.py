@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx2
 
-from lora_hub.registry.network import timeout
+from lora_hub.registry.network import LONGEST_WISH, timeout
 
 MAX_ANSWER = 32 * 1024 * 1024  # bytes of an answer of the API
 MAX_REFUSAL = 1024 * 1024  # bytes of the body of a refusal
+_WISHES = {"retry-after", "ratelimit"}  # what the client obeys
 _IS_API = "lora_hub.is_api"
 
 _is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
@@ -51,6 +52,10 @@ def _limit_wait(request: httpx2.Request) -> None:
 def _limit_size(response: httpx2.Response) -> None:
     if not _is_ours.get():
         return
+    for name in _WISHES & response.headers.keys():
+        # The client waits as long as it is told, be it a day.
+        if name != "retry-after" or not response.headers[name].isdigit() or int(response.headers[name]) > LONGEST_WISH:
+            response.headers[name] = f"{LONGEST_WISH:.0f}"
     if response.headers.get("content-encoding", "identity") != "identity":
         raise httpx2.DecodingError("the answer is compressed, which was not asked for")
     is_api = response.request.extensions.get(_IS_API, False)

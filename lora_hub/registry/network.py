@@ -21,7 +21,7 @@ _TRUE = {"1", "on", "yes", "true"}
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
 _AHEAD = 8  # chunks that may wait for being read
 _GLANCE = 0.1  # seconds between looks at whether anybody still reads
-_LONGEST_WISH = 60.0  # seconds of a Retry-After that are obeyed
+LONGEST_WISH = 60.0  # seconds of a Retry-After that are obeyed
 
 
 def timeout() -> float:
@@ -78,7 +78,7 @@ RETRY = Retry()
 def pause(seconds: float, wish: str | None = None) -> None:
     """Wait before the next try, as long as the server's Retry-After asks for, within reason."""
     wished = float(wish) if wish and wish.isascii() and wish.isdigit() else 0.0
-    time.sleep(min(max(seconds, wished), _LONGEST_WISH))
+    time.sleep(min(max(seconds, wished), LONGEST_WISH))
 
 
 def refusal(status: int, *, host: str, what: str, said: str = "") -> LoraHubError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
@@ -42,6 +43,7 @@ from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, 
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
+_WEB = {"http", "https"}
 _CLAIMS = ".claims"  # no org starts with a dot
 _RANGE = 16 * 1024 * 1024  # bytes of one read
 _ATTEMPTS = 4
@@ -120,11 +122,11 @@ class ObjectStoreRegistry:
         with self._errors():
             if self._size(manifest) is not None:
                 return Publication(is_new=False)
+            self._check_creates()
             agreed = self._claim(claim, mine)
             is_new = self._size(manifest) is None  # if it is there since, no claim means anything any more
             if is_new:
                 self._check_same(agreed, mine, reference)
-                self._check_creates(claim, agreed, manifest)
                 for name in PAYLOAD_NAMES:
                     self._fs.pipe_file(f"{folder}/{name}", files[name])
                 is_new = self._create(manifest, agreed)
@@ -156,15 +158,22 @@ class ObjectStoreRegistry:
             ) from error
         raise VersionConflictError(
             f"`{reference}` is being published in `{self._url}` with other content since {since}",
-            hint="publish the next version; or, if that push died, push the same content again from where it ran",
+            hint="publish the next version; or, if that push died, push the same content again from where it ran, or "
+            f"remove `{_CLAIMS}/{reference.name}/{reference.version}.json`",
         )
 
-    def _check_creates(self, claim: str, agreed: bytes, manifest: str) -> None:
-        """Try to create the claim again, which is there: some stores that speak S3 ignore ``If-None-Match``."""
-        if self._create(claim, agreed) and self._size(manifest) is None:
-            self._fs.rm_file(claim)
-            message = f"`{self._url}` cannot be published to: the store replaces what it is only to create"
-            raise UsageError(message, hint="use a store that has S3's conditional writes (`If-None-Match: *`)")
+    def _check_creates(self) -> None:
+        """Create an object twice: some stores that speak S3, and old clients, replace it the second time."""
+        probe = f"{_CLAIMS}/.probe-{uuid.uuid4().hex}"
+        self._create(probe, b"")
+        is_replaced = self._create(probe, b"")
+        with suppress(PermissionError):
+            self._fs.rm_file(probe)
+        if is_replaced:
+            raise UsageError(
+                f"`{self._url}` cannot be published to: the store replaces what it is only to create",
+                hint="use a store that has S3's conditional writes (`If-None-Match: *`)",
+            )
 
     def _create(self, path: str, content: bytes) -> bool:
         """Create an object unless it exists; return whether this call did."""
@@ -179,14 +188,27 @@ class ObjectStoreRegistry:
         return True
 
     def _read(self, path: str, start: int, stop: int) -> Iterator[Bytes]:
+        if self._protocol in _WEB:
+            yield from self._stream(path, start, stop)
+            return
         while start < stop:
             end = min(start + _RANGE, stop)
             with self._errors(f"`{path}` is gone"):
                 chunk: bytes = self._fs.cat_file(path, start=start, end=end)
-            if len(chunk) > end - start:  # a server that has no ranges, such as Python's, sent the whole file
-                chunk, end = chunk[start:stop], stop
             yield chunk
             start = end if chunk else stop  # who reads sees that something is missing
+
+    def _stream(self, path: str, start: int, stop: int) -> Iterator[Bytes]:
+        """Read from a web server, which may have no ranges and may never end: from the beginning, and no more."""
+        position = 0
+        with self._errors(f"`{path}` is gone"), self._fs.open(path, "rb", block_size=0) as file:
+            while position < stop:
+                chunk: bytes = file.read(min(_RANGE, stop - position))
+                if not chunk:
+                    return
+                if position + len(chunk) > start:
+                    yield chunk[max(0, start - position) :]
+                position += len(chunk)
 
     def _size(self, path: str) -> int | None:
         """Return the size of a file in bytes, or None if there is no such file."""
@@ -229,6 +251,11 @@ class ObjectStoreRegistry:
         if self._protocol == "s3":
             limits = {"connect_timeout": min(10.0, timeout()), "read_timeout": timeout()}
             options["config_kwargs"] = {**limits, "retries": {"total_max_attempts": _ATTEMPTS, "mode": "standard"}}
+        if self._protocol in _WEB:
+            from aiohttp import ClientTimeout
+
+            waits = ClientTimeout(total=None, sock_connect=timeout(), sock_read=timeout())
+            options["client_kwargs"] = {"timeout": waits}
         with self._errors():
             store, root = fsspec.url_to_fs(self._url, **options)
         store.retries = 2  # of s3fs, around those of botocore: only s3fs sees an answer that was cut off

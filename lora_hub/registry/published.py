@@ -29,11 +29,15 @@ _UNHASHED = 16 * 1024 * 1024  # bytes; the Hub keeps larger files by their SHA-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """All files of one version, unproven: their bytes, the entries of those hashed on the way, and where they lie."""
+    """All files of one version, unproven: their bytes, the entries of those hashed on the way, and where they lie.
+
+    ``is_resumed`` says whether a part of them is what an earlier run left.
+    """
 
     files: Mapping[str, Bytes]
     hashed: tuple[FileEntry, ...]
     written: Mapping[str, Path]
+    is_resumed: bool
 
     def verify(self, *, source: str) -> VerifiedAdapter:
         """Return the proven adapter; what was written of one that is none is removed: nobody goes on with it."""
@@ -97,6 +101,7 @@ class Published:
             files={CONFIG_NAME: config, WEIGHTS_NAME: weights.buffer, MANIFEST_NAME: self.manifest},
             hashed=(weights.found,),
             written={} if weights.path is None else {WEIGHTS_NAME: weights.path},
+            is_resumed=weights.is_resumed,
         )
 
     def read_config(self) -> AdapterConfig:

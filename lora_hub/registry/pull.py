@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import IntegrityError, NotFoundError, UsageError
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, is_digest
 from lora_hub.registry.find import Choice, find
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry, check_may_connect
@@ -59,15 +59,26 @@ def pull(
         return kept
     check_may_connect(registry, terms.offline, f"`{reference}` is not in the store, and")
     found = find(registry, reference, terms.policy, expected)
-    if expected is None and terms.policy.pin(registry.url, found.published.reference) is None:
-        # Who names or pins the digest has said which content is meant; all others get what it was when first seen.
-        store.check_unchanged(registry.url, found.published.reference, found.published.digest)
+    check_remembered(found.published, registry, store, terms, expected)
     authorize(terms.policy, registry, found.published, digest=expected)
     return bring(found, registry, store, terms)
 
 
+def check_remembered(
+    published: Published, registry: Registry, store: Store, terms: Terms, expected: str | None
+) -> None:
+    """Raise `PolicyError` if *registry* had another content under this version when it was last pulled.
+
+    Who names or pins the digest has said which content is meant.
+    """
+    if expected is None and terms.policy.pin(registry.url, published.reference) is None:
+        store.check_unchanged(registry.url, published.reference, published.digest)
+
+
 def expected_digest(reference: AdapterRef, digest: str | None) -> str | None:
     """Return the digest that the caller named, in the reference or beside it."""
+    if digest is not None and not is_digest(digest):
+        raise UsageError(f"{digest!a} is no digest", hint="write `sha256:` and 64 lower-case hex digits")
     if digest is not None and reference.digest not in {None, digest}:
         raise UsageError(f"`{reference}` and the digest {digest} contradict each other", hint="name one of them")
     return digest or reference.digest
@@ -139,7 +150,14 @@ def bring(choice: Choice, registry: Registry, store: Store, terms: Terms) -> Pul
 def _fetch(published: Published, store: Store, terms: Terms) -> VerifiedAdapter:
     store.sweep()
     download = published.read(partials=store.partials, progress=terms.progress)
-    adapter = download.verify(source=published.source)
+    try:
+        adapter = download.verify(source=published.source)
+    except IntegrityError:
+        if not download.is_resumed:
+            raise
+        # What an earlier run left may have been bad: it is gone now, and everything is read anew.
+        download = published.read(partials=store.partials, progress=terms.progress)
+        adapter = download.verify(source=published.source)
     store.add(adapter, download.files, written=download.written)
     return adapter
 

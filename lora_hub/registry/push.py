@@ -58,6 +58,7 @@ def push(directory: Path, reference: AdapterRef, registry: Registry, store: Stor
     files, manifest = _prepare(directory, reference)
     if not registry.is_remote:
         return _publish(reference, registry, files, manifest)
+    trust.check_can_be_extended()
     journal = Journal(store.pushes)
     try:
         pushed = _publish(reference, registry, files, journal.open(registry.url, reference, manifest))

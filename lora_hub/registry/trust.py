@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_hub import places
 from lora_hub.documents.fields import printable
 from lora_hub.documents.trust_policy import MAX_POLICY, VERSION, Pin, TrustPolicy
-from lora_hub.errors import MachineError, NotFoundError, PolicyError, UntrustedError
+from lora_hub.errors import DocumentError, MachineError, NotFoundError, PolicyError, UntrustedError
 from lora_hub.files import machine_errors, make_directory, read_file, write_files
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.published import Published
@@ -45,20 +45,34 @@ class TrustFile:
             PolicyError: One of them is pinned to another digest already, and *replace* is False.
         """
         with self._locked():
-            text, policy = self._text_and_policy()
-            if not policy.pins:  # and so perhaps nothing but remarks
-                text = text if _HAS_VERSION.search(text) else f"version = {VERSION}\n{text}"
-            known = list(policy.pins)
-            for pin in pins:
-                for old in [other for other in known if other.contradicts(pin)]:
-                    if not replace:
-                        raise _contradiction(old, pin)
-                    text = self._without(text, old)
-                    known.remove(old)
-                if pin not in known:
-                    text = f"{text.rstrip()}\n\n{pin.to_toml()}"
-                    known.append(pin)
-            self._write(text)
+            self._write(self._extended(pins, replace=replace))
+
+    def check_can_be_extended(self) -> None:
+        """Raise what `add` would raise, whatever is added, before something else happens that cannot be undone."""
+        digest = f"sha256:{'0' * 64}"
+        self._extended([Pin(registry="none:", name="no/adapter", version="0.0.0", digest=digest)], replace=False)
+
+    def _extended(self, pins: Iterable[Pin], *, replace: bool) -> str:
+        text, policy = self._text_and_policy()
+        if not policy.pins:  # and so perhaps nothing but remarks
+            text = text if _HAS_VERSION.search(text) else f"version = {VERSION}\n{text}"
+        known = list(policy.pins)
+        for pin in pins:
+            for old in [other for other in known if other.contradicts(pin)]:
+                if not replace:
+                    raise _contradiction(old, pin)
+                text = self._without(text, old)
+                known.remove(old)
+            if pin not in known:
+                text = f"{text.rstrip()}\n\n{pin.to_toml()}"
+                known.append(pin)
+        try:
+            TrustPolicy.parse(text.encode())
+        except DocumentError as error:
+            raise PolicyError(
+                f"`{self.path}` cannot be extended: {error.message}", hint="write its pins as tables, `[[pin]]`"
+            ) from error
+        return text
 
     def remove(self, registry_url: str, reference: AdapterRef) -> Pin:
         """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
@@ -92,7 +106,6 @@ class TrustFile:
             )
 
     def _write(self, text: str) -> None:
-        TrustPolicy.parse(text.encode())
         with machine_errors():
             write_files(self.path.parent, {self.path.name: text.encode()}, mode=0o600)
 

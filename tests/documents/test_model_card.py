@@ -33,6 +33,8 @@ def described(base: str = "org/base") -> tuple[Manifest, AdapterConfig]:
 
 MANIFEST, CONFIG = described()
 
+DIGEST = f"sha256:{'3c' * 32}"
+
 
 def updated(
     author: str | bytes = b"", current: bytes = b"", *, trained_on: str | None = None, versions=("1.2.0",), **changes
@@ -43,6 +45,7 @@ def updated(
         current,
         author.encode() if isinstance(author, str) else author,
         manifest=dataclasses.replace(manifest, **changes),
+        digest=DIGEST,
         config=config,
         versions=[Version.parse(version) for version in versions],
     )
@@ -264,6 +267,7 @@ def test_our_section_says_how_to_use_this_version():
     assert "## Version 1.2.0" in section
     assert "r 2, alpha 4, 112 parameters in float32" in section
     assert 'apply_adapter(model, "org/task@1.2.0")' in section
+    assert f"lora-hub trust pin org/task@1.2.0 --digest {DIGEST}" in section
     assert 'from_pretrained(model, "org/task", revision="v1.2.0")' in section
     assert section.endswith(f"{END}\n")
 
@@ -298,7 +302,7 @@ def test_our_section_is_replaced(place, line_end):
     second = dataclasses.replace(MANIFEST, version="1.3.0")
     author, current = (first.encode(), b"") if place == "author" else (b"", first.encode())
     versions = [Version.parse("1.2.0"), Version.parse("1.3.0")]
-    result = update_card(current, author, manifest=second, config=CONFIG, versions=versions).decode()
+    result = update_card(current, author, manifest=second, digest=DIGEST, config=CONFIG, versions=versions).decode()
 
     assert (result.count(BEGIN), result.count(END), result.count("## Version")) == (1, 1, 1)
     assert "## Version 1.3.0" in result

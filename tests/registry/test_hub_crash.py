@@ -425,7 +425,7 @@ def parts_of(store: Store) -> Iterator[Path]:
 
 
 def test_a_part_that_was_damaged_is_not_believed(hub, killer, tmp_path, large):
-    """What lies on the disk is proven with the rest: a damaged part costs one pull, and is gone for the next."""
+    """What lies on the disk is proven with the rest: a damaged part costs one more download, in the same pull."""
     digest = publish_past_the_protocol(hub, large)
     machine = Machine(tmp_path, hub, killer, NO_XET)
     words = ["pull", REFERENCE, "--digest", digest]
@@ -434,9 +434,9 @@ def test_a_part_that_was_damaged_is_not_believed(hub, killer, tmp_path, large):
     content = bytearray(part.read_bytes())
     content[MIB] ^= 1
     part.write_bytes(content)
-    damaged, again = machine.run(*words), machine.run(*words)
+    damaged = machine.run(*words)
 
-    assert (damaged.returncode, again.returncode) == (6, 0), damaged.stderr + again.stderr
+    assert damaged.returncode == 0, damaged.stderr
     assert machine.stored() == [digest]
     assert list(machine.store.partials.iterdir()) == []
 

@@ -921,19 +921,14 @@ def test_a_whole_partial_file_is_not_fetched_again(hub, hub_over_lfs, large, bro
     assert (pulled.path / WEIGHTS_NAME).read_bytes() == large.files()[WEIGHTS_NAME]
 
 
-def test_a_damaged_partial_file_is_not_gone_on_with_twice(hub, hub_over_lfs, large, broken_off, fails, pull, store):
-    """What was changed on the disk is noticed (6), and the next run begins again."""
+def test_a_damaged_partial_file_is_begun_again(hub, hub_over_lfs, large, broken_off, pull):
+    """What was changed on the disk is noticed, and the same pull begins again."""
     content = bytearray(broken_off.read_bytes())
     content[1000] ^= 1
     broken_off.write_bytes(content)
-    error = fails(hub_over_lfs, "org/task@1.0.0")
-    seen = visible(store)
-    hub.clear()
     pulled = pull(hub_over_lfs, "org/task@1.0.0")
 
-    assert isinstance(error, IntegrityError)
-    assert seen == []
-    assert ranges(hub)[0].startswith("0-")
+    assert ranges(hub)[-1].startswith("0-")
     assert (pulled.path / WEIGHTS_NAME).read_bytes() == large.files()[WEIGHTS_NAME]
 
 

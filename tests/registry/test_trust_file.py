@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from adapter_files import adapter_files
@@ -199,7 +200,7 @@ def test_a_policy_does_not_grow_beyond_what_is_read(trust, written):
     """A pin that would make the file larger than what is ever read again is not added."""
     text = "version = 1\n".ljust(MAX_POLICY - 10, "#")
     written(text)
-    with pytest.raises(DocumentError, match=f"at most {MAX_POLICY}"):
+    with pytest.raises(PolicyError, match=f"at most {MAX_POLICY}"):
         trust.add([a_pin()])
 
     assert trust.path.read_text() == text
@@ -688,3 +689,23 @@ def test_what_is_pinned_is_what_was_found(reference, commit, version):
     assert pin == a_pin(version, commit=commit, digest=it.digest)
     assert is_trusted(TrustPolicy(pins=(pin,)), REMOTE, it, digest=None)
     assert not is_trusted(TrustPolicy(pins=(pin,)), Place(url="s3://bucket"), it, digest=None)
+
+
+VALID = sorted((Path(__file__).parents[1] / "vectors" / "v1" / "trust" / "valid").glob("*.toml"))
+
+
+@pytest.mark.parametrize("vector", VALID, ids=lambda path: path.stem)
+def test_every_valid_policy_is_extended_or_left_alone(trust, written, vector):
+    """A policy that can be read can be extended, or the error says how to write it (7) and the file stays as it is."""
+    text = vector.read_text()
+    written(text)
+    pin = Pin(registry="hf://", name="some/other", version="9.9.9", digest=f"sha256:{'9' * 64}")
+    if "pin = [" in text:
+        with pytest.raises(PolicyError) as caught:
+            trust.add([pin])
+        assert "[[pin]]" in caught.value.hint
+        assert trust.path.read_text() == text
+        return
+    trust.add([pin])
+
+    assert pin in trust.read().pins
