@@ -36,6 +36,8 @@ def push(directory: str, ref: str, registry: str | None, private: bool, as_json:
     from lora_hub import api
 
     done = api.push(directory, ref, registry=registry, private=private)
+    for pin in done.replaced:
+        say(f"your pin of {pin.reference} was {pin.digest}, and is this version now")
     document = {
         "reference": str(done.reference),
         "digest": done.digest,

@@ -20,18 +20,17 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
 
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from lora_hub.documents.fields import Bytes, printable
+from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, PAYLOAD_NAMES, VERSION_FILES, Manifest, differs
 from lora_hub.errors import (
     MalformedError,
-    MissingExtraError,
     NotFoundError,
     RegistryError,
     UsageError,
@@ -39,6 +38,7 @@ from lora_hub.errors import (
 )
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.network import timeout
+from lora_hub.registry.object_errors import CHECK, LOG_IN, package_of, store_errors
 from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
@@ -52,11 +52,6 @@ _CREATES = ("s3", "gs", "memory")  # the protocols with which an object can be c
 _AT_IS_NO_LOGIN = {"github", "abfs", "abfss"}  # github://org:repo@branch, abfs://container@account
 _MEMORY = threading.Lock()  # in memory, fsspec looks and writes in two steps
 _NOT_CREATED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}  # the last: it is just being removed
-_CHECK = "check the URL and the network, and AWS_ENDPOINT_URL if you set it; then try again"
-_LOG_IN = {
-    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a public bucket needs FSSPEC_S3_ANON=true",
-    "gs": "run `gcloud auth application-default login`; to push takes the right to list, read and write",
-}
 
 
 class ObjectStoreRegistry:
@@ -217,7 +212,7 @@ class ObjectStoreRegistry:
         except FileNotFoundError as error:
             # Over HTTP, this is fsspec's word for everything that goes wrong.
             cause = error.__cause__
-            if cause and _package(cause) == "aiohttp" and getattr(cause, "status", None) != 404:  # noqa: PLR2004
+            if cause and package_of(cause) == "aiohttp" and getattr(cause, "status", None) != 404:  # noqa: PLR2004
                 raise cause from None
             return None
         if info["type"] == "file" and info["size"] is None:
@@ -261,27 +256,8 @@ class ObjectStoreRegistry:
         store.retries = 2  # of s3fs, around those of botocore: only s3fs sees an answer that was cut off
         return DirFileSystem(root, store, skip_instance_cache=True) if root else store
 
-    @contextmanager
-    def _errors(self, missing: str = "") -> Iterator[None]:
-        """Turn what fsspec and the libraries below it raise into errors of ours."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            message = missing or f"there is no registry `{self._url}`"
-            raise NotFoundError(message, hint="check the URL; a push makes no bucket") from error
-        except ImportError as error:
-            package = getattr(error.__cause__ or error, "name", None) or "fsspec[full]"
-            needed = f"lora-hub[{self._protocol}]" if self._protocol in _LOG_IN else package
-            message = f"a registry of the kind `{self._protocol}:` needs the package `{package}`"
-            raise MissingExtraError(message, hint=f"pip install '{needed}'") from error
-        except ValueError as error:  # fsspec's word for a protocol that it does not know
-            raise UsageError(f"`{self._url}` names no registry: {error}", hint=_CHECK) from error
-        except Exception as error:
-            if not isinstance(error, OSError) and _package(error) in {"builtins", "lora_hub"}:
-                raise
-            said = printable(f"{type(error).__name__}: {error}", limit=300)
-            hint = _LOG_IN.get(self._protocol, "check the login that it needs") if _is_login(error) else _CHECK
-            raise RegistryError(f"`{self._url}` cannot be used: {said}", hint=hint) from error
+    def _errors(self, missing: str = "") -> AbstractContextManager[None]:
+        return store_errors(self._url, self._protocol, missing)
 
 
 def _normalise(url: str) -> tuple[str, str]:
@@ -291,16 +267,7 @@ def _normalise(url: str) -> tuple[str, str]:
     protocol = _ALIASES.get(protocol.lower(), protocol.lower())
     # Such a URL may hold a secret, and is not repeated.
     if "?" in url or "#" in url or ("@" in url and protocol not in _AT_IS_NO_LOGIN):
-        raise UsageError("the URL of a registry has no login, `@`, `?` or `#`", hint=_LOG_IN.get(protocol, _CHECK))
-    if not protocol or not separator or (protocol in _LOG_IN and not rest.strip("/")):
+        raise UsageError("the URL of a registry has no login, `@`, `?` or `#`", hint=LOG_IN.get(protocol, CHECK))
+    if not protocol or not separator or (protocol in LOG_IN and not rest.strip("/")):
         raise UsageError(f"{url!a} names no registry", hint="write `s3://bucket/prefix`")
     return protocol, f"{protocol}{chain}{inner}{separator}{rest}".rstrip("/")
-
-
-def _package(error: BaseException) -> str:
-    return type(error).__module__.partition(".")[0]
-
-
-def _is_login(error: Exception) -> bool:
-    is_refusal = isinstance(error, PermissionError) or getattr(error, "status", None) in {401, 403}
-    return is_refusal or "Credential" in type(error).__name__

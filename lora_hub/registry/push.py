@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import os
 from dataclasses import dataclass
@@ -35,13 +36,18 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
-    """What `push` did: ``is_new`` is False if the registry had the same content under this version already."""
+    """What `push` did.
+
+    ``is_new`` is False if the registry had the same content under this version already. ``replaced`` are pins of this
+    user that said something else of this version, as of that on another Hub.
+    """
 
     reference: AdapterRef
     digest: str
     registry: str
     is_new: bool
     commit: str | None = None
+    replaced: tuple[Pin, ...] = ()
 
 
 def push(directory: Path, reference: AdapterRef, registry: Registry, store: Store, trust: TrustFile) -> Pushed:
@@ -65,9 +71,9 @@ def push(directory: Path, reference: AdapterRef, registry: Registry, store: Stor
     except VersionConflictError:
         journal.close(registry.url, reference)
         raise
-    trust.add([_pin(pushed)], replace=True)
+    replaced = trust.add([_pin(pushed)], replace=True)
     journal.close(registry.url, reference)
-    return pushed
+    return dataclasses.replace(pushed, replaced=tuple(replaced))
 
 
 def _pin(pushed: Pushed) -> Pin:

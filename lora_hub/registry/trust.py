@@ -38,31 +38,34 @@ class TrustFile:
         """Return the policy; an empty one, which trusts nobody, if there is no file."""
         return TrustPolicy.parse(self._content())
 
-    def add(self, pins: Iterable[Pin], *, replace: bool = False) -> None:
-        """Add *pins*, all of them or none.
+    def add(self, pins: Iterable[Pin], *, replace: bool = False) -> list[Pin]:
+        """Add *pins*, all of them or none, and return those that they replaced.
 
         Raises:
             PolicyError: One of them is pinned to another digest already, and *replace* is False.
         """
         with self._locked():
-            self._write(self._extended(pins, replace=replace))
+            text, replaced = self._extended(pins, replace=replace)
+            self._write(text)
+        return replaced
 
     def check_can_be_extended(self) -> None:
         """Raise what `add` would raise, whatever is added, before something else happens that cannot be undone."""
         digest = f"sha256:{'0' * 64}"
         self._extended([Pin(registry="none:", name="no/adapter", version="0.0.0", digest=digest)], replace=False)
 
-    def _extended(self, pins: Iterable[Pin], *, replace: bool) -> str:
+    def _extended(self, pins: Iterable[Pin], *, replace: bool) -> tuple[str, list[Pin]]:
         text, policy = self._text_and_policy()
         if not policy.pins:  # and so perhaps nothing but remarks
             text = text if _HAS_VERSION.search(text) else f"version = {VERSION}\n{text}"
-        known = list(policy.pins)
+        known, replaced = list(policy.pins), []
         for pin in pins:
             for old in [other for other in known if other.contradicts(pin)]:
                 if not replace:
                     raise _contradiction(old, pin)
                 text = self._without(text, old)
                 known.remove(old)
+                replaced.append(old)
             if pin not in known:
                 text = f"{text.rstrip()}\n\n{pin.to_toml()}"
                 known.append(pin)
@@ -72,7 +75,7 @@ class TrustFile:
             raise PolicyError(
                 f"`{self.path}` cannot be extended: {error.message}", hint="write its pins as tables, `[[pin]]`"
             ) from error
-        return text
+        return text, replaced
 
     def remove(self, registry_url: str, reference: AdapterRef) -> Pin:
         """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
