@@ -12,7 +12,7 @@ from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import PolicyError
+from lora_hub.errors import PolicyError, UsageError
 from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import lock as locks
@@ -103,7 +103,7 @@ def pull_locked(
 ) -> Iterator[Pulled]:
     """Bring exactly what the lock file says into the local store: all of it, or only the references *wanted*.
 
-    One after the other, as they are asked for: each holds its weights in memory.
+    What does not agree is refused at once; then each is brought as it is asked for, and holds its weights in memory.
 
     The digests in the lock file are trust enough. *registry*, a mirror say, stands in for those in the file.
 
@@ -143,26 +143,26 @@ def load(
     digest: str | None = None,
     lock: PathLike | None = None,
 ) -> VerifiedAdapter:
-    """Return the proven adapter that *source*, a directory or a reference, names."""
+    """Return the proven adapter that *source*, a directory or a reference, names; `pull` says what it raises."""
     named = references.parse(source)
     if isinstance(named, Path):
+        if lock is not None:
+            raise UsageError(f"`{named}` is a directory, and a lock file has references", hint="leave out one of them")
         adapter = read_adapter(named)
-        if digest not in {None, adapter.digest}:
-            raise PolicyError(
-                f"`{named}` has the digest {adapter.digest}, not {digest}", hint="check what was asked for"
-            )
+        _check_digest(str(named), adapter.digest, digest)
         return adapter
     if lock is not None:
-        entry = locks.read_lock(Path(lock)).entry(named)
-        if digest not in {None, entry.digest}:
-            raise PolicyError(
-                f"`{named}` is locked as {entry.digest} in `{lock}`, not {digest}", hint="leave out one of them"
-            )
+        _check_digest(f"{named} in {lock}", locks.read_lock(Path(lock)).entry(named).digest, digest)
         return next(pull_locked([named], lock=lock, registry=registry)).adapter
     pulled = pull(named, registry=registry, digest=digest)
     if pulled.skipped is not None:
         _logger.warning("%s is newer than %s, but not pinned", pulled.skipped, pulled.reference)
     return pulled.adapter
+
+
+def _check_digest(what: str, found: str, named: str | None) -> None:
+    if named not in {None, found}:
+        raise PolicyError(f"`{what}` has the digest {found}, not {named}", hint="check what was asked for")
 
 
 def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
@@ -253,9 +253,11 @@ def apply_adapter(
     """
     with needs_torch("applying an adapter"):
         from lora_hub.patch.attach import Options, apply
-    adapter = (
-        source if isinstance(source, VerifiedAdapter) else load(source, registry=registry, digest=digest, lock=lock)
-    )
+    if isinstance(source, VerifiedAdapter):
+        adapter = source
+        _check_digest(adapter.source, adapter.digest, digest)
+    else:
+        adapter = load(source, registry=registry, digest=digest, lock=lock)
     options = Options(
         name=name if name is not None else _default_name(source, adapter),
         scale=scale,

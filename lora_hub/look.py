@@ -52,7 +52,7 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
         return dataclasses.replace(
             _describe(kept.adapter), source=opened.url, reference=kept.reference, commit=kept.commit, is_trusted=True
         )
-    check_may_connect(opened, terms.offline, f"`{named}` is not in the store, and")
+    check_may_connect(opened, offline=terms.offline, why=f"`{named}` is not in the store, and")
     published = find(opened, named, terms.policy, named.digest).published
     published.check_identity()
     known = default_store().known_digest(opened.url, published.reference)

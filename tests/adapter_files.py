@@ -149,3 +149,17 @@ def fused_adapter_files(*, seed: int = 0, r: int = 2, layers: int = 1) -> Adapte
         tensors[lora_key(path, "B")] = _draw(numbers, 3 * HIDDEN, 2 * r)
     config = peft_config(r=2 * r, lora_alpha=4 * r, target_modules=["c_attn"])
     return AdapterFiles(config=config, tensors=tensors)
+
+
+def large_adapter(*, seed: int = 0, size: int = 9 * 2**20) -> AdapterFiles:
+    """Return a valid adapter with *size* bytes of weights and a few more, made fast: of one block of random floats."""
+    numbers = random.Random(seed)
+    block = struct.pack("<1021f", *(numbers.gauss(0, 1) for _ in range(1021)))  # a prime: no two pages are alike
+    r, features = 8, size // (2 * 8 * 4)
+    content = (block * (r * features * 4 // len(block) + 1))[: r * features * 4]
+    path = "model.layers.0.self_attn.q_proj"
+    tensors = {
+        lora_key(path, "A"): Tensor(dtype="F32", shape=(r, features), content=content),
+        lora_key(path, "B"): Tensor(dtype="F32", shape=(features, r), content=content),
+    }
+    return AdapterFiles(config=peft_config(r=r, target_modules=["q_proj"]), tensors=tensors)

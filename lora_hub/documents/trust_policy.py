@@ -97,6 +97,11 @@ class TrustPolicy:
         matching = (p for p in self.pins_of(registry, reference.name) if at in {p.version, p.commit})
         return next(matching, None)
 
+    def expected(self, registry: str, reference: AdapterRef, named: str | None) -> str | None:
+        """Return the digest that the exact *reference* must have: the one that the caller *named*, else its pin's."""
+        pin = self.pin(registry, reference)
+        return named if named is not None or pin is None else pin.digest
+
     def pins_of(self, registry: str, name: str) -> list[Pin]:
         """Return the pins of the adapter *name* in the registry with this URL, in the order of the file."""
         return [pin for pin in self.pins if (pin.registry, pin.name) == (registry, name)]

@@ -51,11 +51,11 @@ def find(
     if hidden is not None:
         exact = reference.at(hidden)
         error = NotFoundError(f"`{registry.url}` has no `{exact}`", hint="ask its publisher")
-        raise _vanished(registry, exact, _expected(registry, exact, policy, expected), error)
+        raise _vanished(registry, exact, policy.expected(registry.url, exact, expected), error)
     chosen, skipped = _choose(registry, reference, listing, policy)
     if chosen is None:
         error = _none_selected(registry, reference, listing)
-        raise _vanished(registry, reference, _expected(registry, reference, policy, expected), error)
+        raise _vanished(registry, reference, policy.expected(registry.url, reference, expected), error)
     exact, revision = chosen
     return Choice(published=_at(registry, exact, revision, policy, expected), skipped=skipped)
 
@@ -74,12 +74,7 @@ def _at(registry: Registry, exact: AdapterRef, revision: str, policy: TrustPolic
     except NotFoundError as error:
         if exact.commit is None:
             raise
-        raise _vanished(registry, exact, _expected(registry, exact, policy, expected), error) from error
-
-
-def _expected(registry: Registry, exact: AdapterRef, policy: TrustPolicy, expected: str | None) -> str | None:
-    pin = policy.pin(registry.url, exact)
-    return pin.digest if pin and expected is None else expected
+        raise _vanished(registry, exact, policy.expected(registry.url, exact, expected), error) from error
 
 
 _Place = tuple[AdapterRef, str]  # an exact reference, and what the registry calls its place

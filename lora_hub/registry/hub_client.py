@@ -50,13 +50,8 @@ T = TypeVar("T")
 
 _PROGRESS = 1024 * 1024  # bytes after which failures are counted anew
 _WORTH_XET = 1024 * 1024  # bytes; a smaller file is there before Xet has said where its parts are
-_MALFORMED = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-)  # what the client raises on an answer that is none
+# What the client raises on an answer that is none.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 class HubClient:
@@ -125,11 +120,11 @@ class HubClient:
         end = file.size if stop is None else stop
         position = start
         if stop is None and file.xet_hash and end - start >= _WORTH_XET and is_xet_available():
+            # Where Xet fails, or ends too early in silence, plain HTTP goes on.
             with contextlib.suppress(xet.XetFailedError):
                 for chunk in self._xet_chunks(repo, commit, file, start):
                     position += len(chunk)
                     yield chunk
-                return
         url = hf_hub_url(repo, name, revision=commit, endpoint=self._endpoint)
         waits, mark = network.RETRY.waits(), position
         while position < end:

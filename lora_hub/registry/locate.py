@@ -34,7 +34,7 @@ def as_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
 def online_registry(registry: RegistryLike, *, private: bool = False) -> Registry:
     """Return *registry*, opened; raise `RegistryError` if it needs the network and the environment forbids that."""
     opened = as_registry(registry, private=private)
-    check_may_connect(opened, is_offline())
+    check_may_connect(opened, offline=is_offline())
     return opened
 
 

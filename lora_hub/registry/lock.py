@@ -61,7 +61,7 @@ def _existing(path: Path) -> LockFile:
 
 
 def _find(reference: AdapterRef, registry: Registry, store: Store, terms: Terms) -> Choice:
-    check_may_connect(registry, terms.offline)
+    check_may_connect(registry, offline=terms.offline)
     choice = find(registry, reference, terms.policy)
     check_remembered(choice.published, registry, store, terms, reference.digest)
     authorize(terms.policy, registry, choice.published, digest=reference.digest)
@@ -85,18 +85,20 @@ def pull_locked(
 ) -> Iterator[Pulled]:
     """Bring exactly what *entries* say into *store*: all of it, or nothing if one of them is another thing now.
 
-    What is yielded holds the weights; whoever keeps only its path needs memory for one adapter at a time.
+    What does not agree is refused at once; then each is brought as it is asked for, and holds its weights: who keeps
+    only its path needs memory for one at a time.
 
     Raises:
         PolicyError: What a registry has is not what was locked, or what was locked is not what this user pinned.
     """
     planned = [(entry, *_plan(entry, open_registry(entry.registry), store, terms)) for entry in entries]
-    for entry, registry, published in planned:
-        kept = None if published else find_in_store(entry.exact, registry, store, terms, entry.digest)
-        if kept is None:  # or removed since
-            choice = Choice(published=published or _look_up(entry, registry))
-            kept = bring(choice, registry, store, terms)
-        yield kept
+    return (_bring(entry, registry, published, store, terms) for entry, registry, published in planned)
+
+
+def _bring(entry: LockEntry, registry: Registry, published: Published | None, store: Store, terms: Terms) -> Pulled:
+    kept = None if published else find_in_store(entry.exact, registry, store, terms, entry.digest)
+    # What was in the store may have been removed since.
+    return kept or bring(Choice(published=published or _look_up(entry, registry)), registry, store, terms)
 
 
 def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> tuple[Registry, Published | None]:
@@ -105,7 +107,7 @@ def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> t
     if store.has(entry.digest):
         _check_files(entry, store.describe(entry.digest).manifest.files)
         return registry, None
-    check_may_connect(registry, terms.offline, f"`{entry.exact}` is not in the store, and")
+    check_may_connect(registry, offline=terms.offline, why=f"`{entry.exact}` is not in the store, and")
     published = _look_up(entry, registry)
     if published.digest != entry.digest:
         raise PolicyError(

@@ -57,7 +57,7 @@ def pull(
     kept = find_in_store(reference, registry, store, terms, expected)
     if kept is not None:
         return kept
-    check_may_connect(registry, terms.offline, f"`{reference}` is not in the store, and")
+    check_may_connect(registry, offline=terms.offline, why=f"`{reference}` is not in the store, and")
     found = find(registry, reference, terms.policy, expected)
     check_remembered(found.published, registry, store, terms, expected)
     authorize(terms.policy, registry, found.published, digest=expected)

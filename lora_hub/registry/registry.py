@@ -97,7 +97,7 @@ class Registry(Protocol):
         """Make *files* an exact version, whole or not at all; change nothing if the version exists."""
 
 
-def check_may_connect(registry: Registry, offline: bool, why: str = "") -> None:  # noqa: FBT001 - as it is called
+def check_may_connect(registry: Registry, *, offline: bool, why: str = "") -> None:
     """Raise `RegistryError` if *registry* needs the network and that must not be used; *why* begins the sentence."""
     if offline and registry.is_remote:
         raise RegistryError(

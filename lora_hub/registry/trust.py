@@ -165,7 +165,7 @@ def authorize(policy: TrustPolicy, registry: Registry, published: Published, *, 
         UntrustedError: No digest is named and nothing is pinned, in a registry that others may write into.
     """
     reference, found = published.reference, published.digest
-    expected = _expected(policy, registry, published, digest)
+    expected = policy.expected(registry.url, reference, digest)
     if expected is not None and expected != found:
         raise PolicyError(
             f"`{reference}` in `{registry.url}` was pinned as {expected} and is now {found}",
@@ -182,13 +182,8 @@ def authorize(policy: TrustPolicy, registry: Registry, published: Published, *, 
 
 def is_trusted(policy: TrustPolicy, registry: Registry, published: Published, *, digest: str | None) -> bool:
     """Whether *published* may be used; `authorize` says why not."""
-    expected = _expected(policy, registry, published, digest)
+    expected = policy.expected(registry.url, published.reference, digest)
     return expected == published.digest or (expected is None and not registry.is_remote)
-
-
-def _expected(policy: TrustPolicy, registry: Registry, published: Published, digest: str | None) -> str | None:
-    pin = policy.pin(registry.url, published.reference)
-    return digest or (pin.digest if pin else None)
 
 
 def summary(published: Published) -> str:

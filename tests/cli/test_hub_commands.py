@@ -2,16 +2,14 @@
 
 import json
 import os
-import random
 import signal
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from adapter_files import WEIGHTS_NAME, AdapterFiles, Tensor, adapter_files, lora_key, peft_config
+from adapter_files import WEIGHTS_NAME, adapter_files, large_adapter
 
 from lora_hub import api
 from lora_hub.registry import network
@@ -22,20 +20,6 @@ PLAIN = "org/plain"
 CANARY = "hf_CANARYcanary0123456789"
 CARD = b"---\nlibrary_name: peft\nbase_model: org/base\n---\nA task.\n"
 MODES = {"xet": {}, "lfs": {"HF_HUB_DISABLE_XET": "1"}}
-
-
-def large_adapter(size: int = 9 * MIB) -> AdapterFiles:
-    """Return a valid adapter with *size* bytes of weights, made of one block of random floats."""
-    numbers = random.Random(0)
-    block = struct.pack("<1021f", *(numbers.gauss(0, 1) for _ in range(1021)))  # a prime: no two pages are alike
-    r, features = 8, size // (2 * 8 * 4)
-    content = (block * (r * features * 4 // len(block) + 1))[: r * features * 4]
-    path = "model.layers.0.self_attn.q_proj"
-    tensors = {
-        lora_key(path, "A"): Tensor(dtype="F32", shape=(r, features), content=content),
-        lora_key(path, "B"): Tensor(dtype="F32", shape=(features, r), content=content),
-    }
-    return AdapterFiles(config=peft_config(r=r, target_modules=["q_proj"]), tensors=tensors)
 
 
 @pytest.fixture(autouse=True)
@@ -361,7 +345,7 @@ def test_the_token_appears_nowhere(process, hub, tmp_path, mode):
     """No output, no file and no request to the CDN ever has the token."""
     hub.add_token(CANARY, "org", orgs=None)
     environment = {**MODES[mode], "HF_TOKEN": CANARY}
-    directory = large_adapter(2 * MIB).write(tmp_path / "large")
+    directory = large_adapter(size=2 * MIB).write(tmp_path / "large")
     hub.create(PLAIN, adapter_files(seed=1).files())
     done = [
         process("push", directory, "org/task@1.0.0", **environment),

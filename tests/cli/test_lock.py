@@ -9,7 +9,7 @@ from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_file
 
 from lora_hub import api, look
 from lora_hub.documents.fields import sha256
-from lora_hub.errors import LoraHubError, PolicyError
+from lora_hub.errors import LoraHubError, PolicyError, UsageError
 
 PLAIN = "org/plain"
 OTHER = f"sha256:{'0' * 64}"
@@ -428,3 +428,28 @@ def test_lock_and_pull_in_processes_of_their_own(process, hub, locked, tmp_path)
     assert (again.code, pulled.code) == (0, 0), pulled.err
     assert locked.read_bytes() == before
     assert {one["digest"] for one in pulled.data} == {entry["digest"] for entry in entries(locked).values()}
+
+
+def test_what_does_not_agree_is_refused_at_the_call(hub, locked, elsewhere):
+    """Nobody has to ask for the first adapter to learn that another one is not what was locked."""
+    hub.repo("org/task").squash(files=adapter_files(seed=4).files(), tags="drop")
+
+    with pytest.raises(PolicyError):
+        api.pull_locked(lock=locked)
+    assert stored(elsewhere) == []
+
+
+def test_a_lock_file_for_a_directory_is_a_wrong_call(locked, tmp_path):
+    """A directory is named by its path: a lock file beside it would be ignored, and is refused."""
+    with pytest.raises(UsageError, match="directory"):
+        api.load(adapter_files().write(tmp_path / "adapter"), lock=locked)
+
+
+def test_a_digest_beside_a_proven_adapter_counts(tmp_path):
+    """`digest=` is compared with whatever is applied, also with what was loaded before."""
+    from torch import nn
+
+    adapter = api.load(adapter_files().write(tmp_path / "adapter"))
+
+    with pytest.raises(PolicyError, match=adapter.digest):
+        api.apply_adapter(nn.Linear(2, 2), adapter, digest=f"sha256:{'0' * 64}")

@@ -1,6 +1,5 @@
 """The lock file: same entries, same bytes; schema and parser say the same of it."""
 
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +8,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from json_places import places, replaced, without
 
 from lora_hub.documents import lock_file as documents
 from lora_hub.documents import schemas
@@ -237,7 +237,7 @@ def test_the_hint_for_a_broken_lock_file_is_to_lock_again(name):
 def test_schema_and_parser_agree_when_one_key_is_deleted(path):
     """With any one key or item deleted, schema and parser both accept the document or both refuse it."""
     document = json.loads(path.read_bytes())
-    disagreements = [place for place in _places(document) if not _agree(_without(document, place))]
+    disagreements = [place for place in places(document) if not _agree(without(document, place))]
 
     assert disagreements == []
 
@@ -247,7 +247,7 @@ def test_schema_and_parser_agree_when_one_key_is_deleted(path):
 def test_schema_and_parser_agree_when_one_value_is_replaced(path, value):
     """With any one value replaced by another kind of value, schema and parser both accept or both refuse."""
     document = json.loads(path.read_bytes())
-    disagreements = [place for place in _places(document) if not _agree(_with(document, place, value))]
+    disagreements = [place for place in places(document) if not _agree(replaced(document, place, value))]
 
     assert disagreements == []
 
@@ -404,32 +404,6 @@ def test_what_is_not_locked_is_refused(references, has):
 def test_an_entry_is_exact(reference, version, commit, exact):
     """Whatever was asked for, an entry means one version, or one commit of what has no version."""
     assert str(an_entry(reference, version=version, commit=commit).exact) == exact
-
-
-def _places(node, here=()):
-    """Yield the path of every key and item under *node*."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield (*here, key)
-        yield from _places(value, (*here, key))
-
-
-def _without(document, place):
-    changed = copy.deepcopy(document)
-    del _parent(changed, place)[place[-1]]
-    return changed
-
-
-def _with(document, place, value):
-    changed = copy.deepcopy(document)
-    _parent(changed, place)[place[-1]] = value
-    return changed
-
-
-def _parent(node, place):
-    for key in place[:-1]:
-        node = node[key]
-    return node
 
 
 def _bytes(document) -> bytes:

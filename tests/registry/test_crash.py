@@ -238,3 +238,25 @@ def test_of_eight_processes_one_publishes(tmp_path):
     assert sorted(codes) == [0] + [10] * 7
     version = tmp_path / "registry" / "org" / "task" / "1.0.0"
     assert api.load(version).buffer == (winner / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("count", [SOME, ALL])
+def test_a_killed_lock_leaves_the_old_file_or_the_new_one(tmp_path, published, count):
+    """Killed at any step of `lock`, the lock file is what it was or what it becomes, and `lock` can be repeated."""
+    place = Place(tmp_path / "whole", published=published)
+    done = place.run("lock", "org/task@1.0.0")
+    assert done.returncode == 0, done.stderr
+    old = (place.root / "lora-hub.lock").read_bytes()
+    done = place.run("lock", "org/task@^1")
+    total, new = int(done.stderr.split()[-1]), (place.root / "lora-hub.lock").read_bytes()
+
+    assert old != new
+    for step in steps_to_try(total, count):
+        killed = Place(tmp_path / f"killed-{step}", published=published)
+        names = (str(place.root).encode(), str(killed.root).encode())
+        (killed.root / "lora-hub.lock").write_bytes(old.replace(*names))
+        assert killed.run("lock", "org/task@^1", kill_at=step).returncode == -signal.SIGKILL
+        assert (killed.root / "lora-hub.lock").read_bytes() in {old.replace(*names), new.replace(*names)}
+
+        assert killed.run("lock", "org/task@^1").returncode == 0
+        assert (killed.root / "lora-hub.lock").read_bytes() == new.replace(*names)

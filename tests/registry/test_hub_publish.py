@@ -18,7 +18,7 @@ from publishers import NO_XET, environment, race, run_cli
 from lora_hub import api
 from lora_hub.documents.manifest import CARD_NAME, Manifest, publish
 from lora_hub.documents.verified_adapter import manifest_digest, verify
-from lora_hub.errors import LoraHubError, MalformedError, RegistryError, VersionConflictError
+from lora_hub.errors import LoraHubError, MalformedError, RegistryError, UsageError, VersionConflictError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
@@ -643,6 +643,44 @@ def test_a_copy_of_another_adapter_is_not_tagged(hub, hub_registry, push):
     push(hub_registry, "org/task@1.0.0")
 
     assert tags(hub) == {"v1.0.0"}
+
+
+def test_a_head_with_other_weights_is_not_tagged(hub, hub_registry, push):
+    """A manifest beside files that it does not describe, as somebody uploaded them by hand, makes no version."""
+    push(hub_registry, "org/task@1.0.0", seed=1)
+    repo = hub.repo(NAME)
+    repo.delete_tag("v1.0.0")
+    repo.commit({**repo.files("main"), WEIGHTS_NAME: adapter_files(seed=2).files()[WEIGHTS_NAME]})
+    push(hub_registry, "org/task@1.1.0", seed=3)
+
+    assert tags(hub) == {"v1.1.0"}
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_new_repository_is_as_private_as_was_asked_for(hub, is_private, tmp_path):
+    """`private=True` makes a private repository; without, it is public."""
+    api.push(adapter_files().write(tmp_path / "adapter"), "org/task@1.0.0", private=is_private)
+
+    assert hub.repo(NAME).private is is_private
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, push, hub_registry, tmp_path):
+    """Who asks for a private repository does not publish into a public one: a usage error, and nothing changes."""
+    push(hub_registry, "org/task@1.0.0", seed=1)
+    with pytest.raises(UsageError, match="public"):
+        api.push(adapter_files(seed=2).write(tmp_path / "adapter"), "org/task@1.1.0", private=True)
+
+    assert tags(hub) == {"v1.0.0"}
+
+
+def test_a_pin_of_other_content_is_replaced_and_told(hub, trust, push, hub_registry):
+    """Who publishes a version trusts it; what the policy said of it before is returned, and was another digest."""
+    old = push(hub_registry, "org/task@1.0.0", seed=1)
+    hub.repos.clear()
+    new = push(hub_registry, "org/task@1.0.0", seed=2)
+
+    assert [pin.digest for pin in new.replaced] == [old.digest]
+    assert [pin.digest for pin in trust.read().pins] == [new.digest]
 
 
 # Refusals

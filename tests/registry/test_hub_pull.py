@@ -1,9 +1,7 @@
 """Pulling from the Hub: trusted first, by commit, every byte proven, whatever the network and the Hub do meanwhile."""
 
 import os
-import random
 import socket
-import struct
 
 import pytest
 from adapter_files import (
@@ -11,10 +9,8 @@ from adapter_files import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     AdapterFiles,
-    Tensor,
     adapter_files,
-    lora_key,
-    peft_config,
+    large_adapter,
 )
 
 from lora_hub import api, look
@@ -39,20 +35,6 @@ SQUASHES = ["keep", "move", "drop"]
 # What a request for each of these looks like, and a part of what the error calls it.
 REFS, PATHS_INFO, CONFIG, WEIGHTS = "/refs", "/paths-info/", f"/resolve/.*{CONFIG_NAME}", f"/resolve/.*{WEIGHTS_NAME}"
 KINDS = {"refs": REFS, "paths-info": PATHS_INFO, "config": CONFIG, "weights": WEIGHTS}
-
-
-def large_adapter(*, seed: int = 0, size: int = 9 * MIB) -> AdapterFiles:
-    """Return a valid adapter with *size* bytes of weights and a few more, made of one block of random floats."""
-    numbers = random.Random(seed)
-    block = struct.pack("<1021f", *(numbers.gauss(0, 1) for _ in range(1021)))  # a prime: no two pages are alike
-    r, features = 8, size // (2 * 8 * 4)
-    content = (block * (r * features * 4 // len(block) + 1))[: r * features * 4]
-    path = "model.layers.0.self_attn.q_proj"
-    tensors = {
-        lora_key(path, "A"): Tensor(dtype="F32", shape=(r, features), content=content),
-        lora_key(path, "B"): Tensor(dtype="F32", shape=(features, r), content=content),
-    }
-    return AdapterFiles(config=peft_config(r=r, target_modules=["q_proj"]), tensors=tensors)
 
 
 def many_tensors(count: int) -> AdapterFiles:
@@ -581,6 +563,17 @@ def test_a_host_that_does_not_answer(hub, hub_over_lfs, published, fails, pull, 
     assert "LORA_HUB_TIMEOUT" in error.hint
     assert fault.hits == 1
     assert pull(hub_over_lfs, "org/task@1.0.0").digest == published
+
+
+@pytest.mark.parametrize("length", [0, 1, MIB])
+def test_xet_that_ends_early_in_silence_gives_way(hub, hub_over_xet, medium, pull, monkeypatch, length):
+    """hf-xet may end a stream that failed as if it were whole: what is missing comes by plain HTTP."""
+    content = medium.files()[WEIGHTS_NAME]
+    monkeypatch.setattr("lora_hub.registry.xet.chunks", lambda *_: iter([content[:length]]))
+    pulled = pull(hub_over_xet, "org/task@1.0.0")
+
+    assert (pulled.path / WEIGHTS_NAME).read_bytes() == content
+    assert ranges(hub)[-1].startswith(f"{length}-")
 
 
 @pytest.mark.parametrize("path", ["/xet-read-token/", "/reconstructions/", "/xorbs/"])
