@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lora_hub.patch.use import use
     from lora_hub.reference import AdapterRef
     from lora_hub.trainer import AdapterTrainerMixin
+    from lora_hub.vouch import sign, verify, yank
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,10 @@ _HOMES = {
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
     "save_adapter": "lora_hub.patch.save",
+    "sign": "lora_hub.vouch",
     "use": "lora_hub.patch.use",
+    "verify": "lora_hub.vouch",
+    "yank": "lora_hub.vouch",
 }
 
 __all__ = [
@@ -64,7 +68,10 @@ __all__ = [
     "pull",
     "push",
     "save_adapter",
+    "sign",
     "use",
+    "verify",
+    "yank",
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_hub.documents.adapter_config import MAX_CONFIG
+from lora_hub.documents.bundle import MAX_BUNDLE, signature_names
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
@@ -24,10 +25,11 @@ from lora_hub.files import machine_errors, read_file, write_files
 _LIMITS = {CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
 
 
-def read_files(directory: Path) -> dict[str, Bytes]:
+def read_files(directory: Path, *, is_own: bool = False) -> dict[str, Bytes]:
     """Return the files of the adapter in *directory*, each read once; the manifest may be missing.
 
-    Where there is a manifest, it says how large the others are: no memory is taken for what cannot match.
+    Where there is a manifest, it says how large the others are: no memory is taken for what cannot match. If the
+    directory *is_own*, kept by lora-hub for this user, what others may have put there is refused.
 
     Raises:
         NotFoundError: There is no such directory, or a payload file is missing in it.
@@ -39,11 +41,11 @@ def read_files(directory: Path) -> dict[str, Bytes]:
     files: dict[str, Bytes] = {}
     sizes: dict[str, int] = {}
     with contextlib.suppress(NotFoundError):
-        files[MANIFEST_NAME], manifest = read_manifest(directory)
+        files[MANIFEST_NAME], manifest = read_manifest(directory, is_own=is_own)
         sizes = {entry.name: entry.size for entry in manifest.files}
     for name, limit in _LIMITS.items():
         try:
-            files[name] = read_file(directory / name, limit=limit, size=sizes.get(name))
+            files[name] = read_file(directory / name, limit=limit, size=sizes.get(name), is_own=is_own)
         except NotFoundError as error:
             raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
     return files
@@ -60,10 +62,17 @@ def read_adapter(directory: Path) -> VerifiedAdapter:
     return verify(read_files(directory), source=str(directory))
 
 
-def read_manifest(directory: Path) -> tuple[bytes, Manifest]:
+def read_manifest(directory: Path, *, is_own: bool = False) -> tuple[bytes, Manifest]:
     """Return the manifest in *directory*, as bytes and parsed."""
-    content = bytes(read_file(directory / MANIFEST_NAME, limit=MAX_MANIFEST))
+    content = bytes(read_file(directory / MANIFEST_NAME, limit=MAX_MANIFEST, is_own=is_own))
     return content, Manifest.parse(content)
+
+
+def read_bundles(directory: Path, *, is_own: bool = False) -> dict[str, Bytes]:
+    """Return the signatures in *directory*, by file name, unverified."""
+    with machine_errors():
+        names = signature_names(path.name for path in directory.glob("model*.sig"))
+    return {name: read_file(directory / name, limit=MAX_BUNDLE, is_own=is_own) for name in names}
 
 
 def write_adapter(directory: Path, files: Mapping[str, Bytes]) -> None:

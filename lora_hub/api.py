@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
-from lora_hub.documents.trust_policy import Pin
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import PolicyError, UsageError
 from lora_hub.extras import needs_torch
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, ReferenceLike, as_reference
 from lora_hub.registry import lock as locks
 from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.fetch import Progress, no_progress
-from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry, open_registry
 from lora_hub.registry.lock import Locked
 from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
-from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store, default_store
 from lora_hub.registry.terms import current_terms
-from lora_hub.registry.trust import TrustFile, default_trust, pin_of
+from lora_hub.registry.trust_file import default_trust
+from lora_hub.signing.key_ring import signing_key
+from lora_hub.signing.keys import Passphrase, passphrase_from_environment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,23 +35,31 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-ReferenceLike = str | AdapterRef
 PathLike = str | os.PathLike[str]
 
 
 def push(
-    directory: PathLike, reference: ReferenceLike, *, registry: RegistryLike = None, private: bool = False
+    directory: PathLike,
+    reference: ReferenceLike,
+    *,
+    registry: RegistryLike = None,
+    private: bool = False,
+    key: PathLike | None = None,
+    passphrase: Passphrase = passphrase_from_environment,
 ) -> Pushed:
     """Publish the adapter in *directory* as the immutable version *reference* (``org/task@1.2.0``).
 
-    The same content again is a success; nothing is written into *directory*. What was published on the Hub or in an
-    object store is pinned in this user's trust policy.
+    It is signed if there is a key: *key*, ``LORA_HUB_KEY``, or the one that `generate_key` made for ``org``. The same
+    content again is a success; nothing is written into *directory*. What was published on the Hub or in an object store
+    and is trusted by no rule is pinned in this user's trust policy.
 
     Args:
         directory: What `save_adapter` or PEFT's ``save_pretrained`` wrote.
         reference: An exact version.
         registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
         private: Whether a repository that does not exist yet is made a private one.
+        key: The file of a private key.
+        passphrase: How to get its passphrase, if it is encrypted; by default from ``LORA_HUB_KEY_PASSPHRASE``.
 
     Raises:
         VersionConflictError: The version exists with other content.
@@ -60,8 +67,9 @@ def push(
         RegistryError: Registry, network or login refused; nothing half-published can be seen, and the same call again
             completes what was begun.
     """
-    opened = online_registry(registry, private=private)
-    return pushes.push(Path(directory), _as_reference(reference), opened, default_store(), default_trust())
+    opened, named = online_registry(registry, private=private), as_reference(reference)
+    signing = signing_key(named.org, named=None if key is None else Path(key), passphrase=passphrase)
+    return pushes.push(Path(directory), named, opened, default_store(), default_trust(), signing)
 
 
 def pull(
@@ -84,13 +92,13 @@ def pull(
 
     Raises:
         NotFoundError: No such adapter or version.
-        UntrustedError: It comes from the Hub or an object store, and neither a pin nor *digest* vouches for it.
+        UntrustedError: No rule of the trust policy, no pin and no *digest* vouches for it.
         IntegrityError: Bytes do not match their digests.
-        PolicyError: A version that was pinned or pulled before is another one now.
+        PolicyError: It is revoked or beyond a limit; or what was pinned or accepted before is changed or hidden now.
         RegistryError: Registry, network or login refused.
     """
     terms = current_terms(offline=offline, progress=progress)
-    return pulls.pull(_as_reference(reference), as_registry(registry), default_store(), terms, digest=digest)
+    return pulls.pull(as_reference(reference), as_registry(registry), default_store(), terms, digest=digest)
 
 
 def pull_locked(
@@ -111,7 +119,7 @@ def pull_locked(
         PolicyError: A reference is not locked, or a registry has something else than what was locked; nothing came.
     """
     locked = locks.read_lock(Path(lock))
-    entries = [locked.entry(_as_reference(reference)) for reference in wanted] or list(locked.entries)
+    entries = [locked.entry(as_reference(reference)) for reference in wanted] or list(locked.entries)
     terms = current_terms(offline=offline, progress=progress)
     mirror = None if registry is None else as_registry(registry)
     return locks.pull_locked(entries, lambda url: mirror or open_registry(url), default_store(), terms)
@@ -125,7 +133,7 @@ def lock(
     Raises:
         UntrustedError: One of them is not trusted; nothing is written then.
     """
-    path, named = Path(lock), [_as_reference(reference) for reference in wanted]
+    path, named = Path(lock), [as_reference(reference) for reference in wanted]
     if named:
         opened = as_registry(registry)
         pairs = [(reference, opened) for reference in named]
@@ -133,7 +141,7 @@ def lock(
         given = None if registry is None else as_registry(registry)
         entries = locks.read_lock(path).entries
         pairs = [(AdapterRef.parse(e.reference), given or open_registry(e.registry)) for e in entries]
-    return locks.lock(path, pairs, default_store(), current_terms())
+    return locks.lock(path, pairs, current_terms())
 
 
 def load(
@@ -153,58 +161,19 @@ def load(
         return adapter
     if lock is not None:
         _check_digest(f"{named} in {lock}", locks.read_lock(Path(lock)).entry(named).digest, digest)
-        return next(pull_locked([named], lock=lock, registry=registry)).adapter
-    pulled = pull(named, registry=registry, digest=digest)
+        pulled = next(pull_locked([named], lock=lock, registry=registry))
+    else:
+        pulled = pull(named, registry=registry, digest=digest)
     if pulled.skipped is not None:
-        _logger.warning("%s is newer than %s, but not pinned", pulled.skipped, pulled.reference)
+        _logger.warning("%s is newer than %s, but %s", pulled.skipped, pulled.reference, pulled.skipped_because)
+    if pulled.yanked is not None:
+        _logger.warning("%s was yanked: %s", pulled.reference, pulled.yanked)
     return pulled.adapter
 
 
 def _check_digest(what: str, found: str, named: str | None) -> None:
     if named not in {None, found}:
         raise PolicyError(f"`{what}` has the digest {found}, not {named}", hint="check what was asked for")
-
-
-def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
-    """Pin what the references *wanted* mean now, by commit and digest, so that they may be used: all, or none.
-
-    Args:
-        wanted: References; each is pinned as the exact version or commit that it means now.
-        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
-        digest: What was shown to the user; anything else is refused.
-
-    Raises:
-        PolicyError: One of them has another *digest*, or is pinned to another one already.
-    """
-    opened = online_registry(registry)
-    pins = [_pin(_as_reference(reference), opened, digest) for reference in wanted]
-    default_trust().add(pins)
-    return pins
-
-
-def unpin(reference: ReferenceLike, *, registry: RegistryLike = None) -> Pin:
-    """Remove the pin of the exact *reference* and return it; raise `NotFoundError` if there is none."""
-    return default_trust().remove(as_registry(registry).url, _as_reference(reference))
-
-
-def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
-    # The newest there is, whatever is pinned already.
-    published = find(registry, reference, expected=reference.digest).published
-    expected = pulls.expected_digest(reference, digest)
-    if expected not in {None, published.digest}:
-        raise PolicyError(
-            f"`{published.reference}` in `{registry.url}` has the digest {published.digest}, not {expected}",
-            hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
-        )
-    if expected is None:
-        default_store().check_unchanged(registry.url, published.reference, published.digest)
-    published.check_identity()
-    return pin_of(registry, published)
-
-
-def trust() -> TrustFile:
-    """Return the trust policy of this user."""
-    return default_trust()
 
 
 def store() -> Store:
@@ -248,8 +217,8 @@ def apply_adapter(
     Raises:
         CompatibilityError: It does not fit this model, which is as it was.
         MalformedError, IntegrityError, NotFoundError: There is no such adapter, or not a whole one.
-        UntrustedError: It comes from the Hub or an object store, and nothing vouches for it.
-        PolicyError: It is not what was pinned or locked.
+        UntrustedError: Nothing vouches for it.
+        PolicyError: It is revoked, or not what was pinned, locked or accepted before.
     """
     with needs_torch("applying an adapter"):
         from lora_hub.patch.attach import Options, apply
@@ -275,7 +244,3 @@ def _default_name(source: str | os.PathLike[str] | AdapterRef | VerifiedAdapter,
         return named.resolve().name
     published = adapter.manifest.reference
     return published.task if published is not None else "adapter"
-
-
-def _as_reference(reference: ReferenceLike) -> AdapterRef:
-    return reference if isinstance(reference, AdapterRef) else AdapterRef.parse(reference)

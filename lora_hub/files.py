@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError
+from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError, PolicyError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -38,23 +38,28 @@ def machine_errors() -> Iterator[None]:
         raise machine_error(error) from error
 
 
-def read_file(path: Path, *, limit: int, size: int | None = None) -> bytearray:
+def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool = False) -> bytearray:
     """Return the bytes of the regular file at *path*, read exactly once.
 
     Args:
         path: The file.
         limit: Bytes; a larger file is refused before memory is taken for it.
         size: Bytes that it must have, if that is known.
+        is_own: Whether it is a file that lora-hub keeps for this user, so that nobody else may have put it there.
 
     Raises:
         NotFoundError: There is no such file.
+        PolicyError: It is this user's own, but a link, or others may write it.
         MalformedError: Not a regular file (a FIFO would block, a device would never end), or more than *limit* bytes.
         IntegrityError: Another size than *size*.
         MachineError: The file cannot be read, or is larger than the memory.
     """
     try:
-        with machine_errors(), open(path, "rb", opener=_open_without_blocking) as file:
+        opener = _open_without_following if is_own else _open_without_blocking
+        with machine_errors(), open(path, "rb", opener=opener) as file:
             status = os.fstat(file.fileno())
+            if is_own:
+                _check_owner(path, status)
             if not stat.S_ISREG(status.st_mode):
                 raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
             if size is not None and status.st_size != size:
@@ -78,11 +83,40 @@ def read_file(path: Path, *, limit: int, size: int | None = None) -> bytearray:
             raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
         if isinstance(error.__cause__, IsADirectoryError):
             raise MalformedError(f"`{path}` is not a regular file, but a directory", hint="check the path") from error
+        if is_own and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ELOOP:
+            raise PolicyError(f"`{path}` is a symbolic link", hint="put the file itself there") from error
         raise
+
+
+def check_own_directory(path: Path, *, may_be_link: bool = True) -> None:
+    """Raise `PolicyError` if others may write into the directory *path*, or put it or a link to it there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        link, status = path.lstat(), path.stat()
+        if stat.S_ISLNK(link.st_mode) and not may_be_link:
+            raise PolicyError(f"`{path}` is a symbolic link", hint="put the directory itself there")
+        if link.st_uid != status.st_uid:
+            _check_owner(path, link)
+        _check_owner(path, status)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Nobody else may say what this user trusts, has seen, or keeps."""
+    if status.st_uid not in {os.geteuid(), 0}:
+        raise PolicyError(
+            f"`{path}` belongs to another user", hint=f"run `chown $USER {path}`, if you trust what it is"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PolicyError(
+            f"`{path}` may be written by others", hint=f"run `chmod go-w {path}`, if you trust what it is"
+        )
 
 
 def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def _open_without_following(path: str, flags: int) -> int:
+    return _open_without_blocking(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def write_files(directory: Path, files: Mapping[str, Bytes], *, mode: int = 0o666) -> None:
@@ -200,12 +234,36 @@ def _lock(file: BufferedRandom) -> bool:
     return True
 
 
-def make_directory(path: Path) -> None:
-    """Make the directory *path* and its parents, as durable as what will be written into them."""
+def make_directory(path: Path, *, mode: int = 0o777) -> None:
+    """Make the directory *path* and its parents, as durable as what will be written into them.
+
+    *mode* is the permissions of what is made, less the umask.
+    """
     if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir(exist_ok=True)
+        make_directory(path.parent, mode=mode)
+        path.mkdir(exist_ok=True, mode=mode)
         sync_directory(path.parent)
+
+
+def make_private_directory(path: Path) -> None:
+    """Make the directory *path* one of this user alone; raise `PolicyError` if others may write into it already."""
+    make_directory(path, mode=0o700)
+    check_own_directory(path)
+
+
+def create_file(path: Path, content: Bytes, *, mode: int) -> bool:
+    """Write the file *path*, whole; return False, changing nothing, if there is one already."""
+    make_directory(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write_and_sync(temporary, content, mode)
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
 
 
 def sync_directory(path: Path) -> None:

@@ -11,15 +11,15 @@ from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.manifest import Manifest
+from lora_hub.documents.trust_entries import Signer
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.pull import find_in_store
 from lora_hub.registry.registry import Found, check_may_connect
+from lora_hub.registry.resolve import resolve
 from lora_hub.registry.store import default_store
 from lora_hub.registry.terms import current_terms
-from lora_hub.registry.trust import is_trusted
 from lora_hub.version import Version
 
 
@@ -27,8 +27,8 @@ from lora_hub.version import Version
 class Description:
     """What an adapter is by its small files: no weights were read unless it is a directory.
 
-    ``is_trusted`` is None for a directory, which is trusted by being named; ``modules`` is None where no tensor was
-    looked at.
+    ``is_trusted`` is None for a directory, which is trusted by being named; ``reason`` says why it is or not, and
+    ``signers`` whose signatures were verified. ``modules`` is None where no tensor was looked at.
     """
 
     source: str
@@ -38,6 +38,9 @@ class Description:
     reference: AdapterRef | None = None
     commit: str | None = None
     is_trusted: bool | None = None
+    reason: str = ""
+    signers: tuple[Signer, ...] = ()
+    yanked: str | None = None
     modules: int | None = None
 
 
@@ -50,12 +53,16 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
     kept = find_in_store(named, opened, default_store(), terms, named.digest)
     if kept is not None:
         return dataclasses.replace(
-            _describe(kept.adapter), source=opened.url, reference=kept.reference, commit=kept.commit, is_trusted=True
+            _describe(kept.adapter),
+            source=opened.url,
+            reference=kept.reference,
+            commit=kept.commit,
+            is_trusted=True,
+            reason="it is in the store, and may be used",
         )
     check_may_connect(opened, offline=terms.offline, why=f"`{named}` is not in the store, and")
-    published = find(opened, named, terms.policy, named.digest).published
-    published.check_identity()
-    known = default_store().known_digest(opened.url, published.reference)
+    choice = resolve(named, opened, terms)
+    published, decision = choice.published, choice.verdict.decision
     return Description(
         source=opened.url,
         digest=published.digest,
@@ -63,8 +70,10 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
         config=published.read_config(),
         reference=published.reference,
         commit=published.snapshot.commit,
-        is_trusted=is_trusted(terms.policy, opened, published, digest=named.digest)
-        and known in {None, published.digest, named.digest},
+        is_trusted=decision.refusal is None,
+        reason=decision.reason,
+        signers=decision.signers,
+        yanked=choice.yanked,
     )
 
 
@@ -76,6 +85,7 @@ def _describe(adapter: VerifiedAdapter) -> Description:
         config=adapter.config,
         reference=adapter.manifest.reference,
         modules=len(adapter.layout.modules),
+        signers=adapter.signers,
     )
 
 

@@ -23,6 +23,16 @@ def trust_file() -> Path:
     return (_home() if _home_is_set() else _absolute(platformdirs.user_config_dir(_APPLICATION))) / "trust.toml"
 
 
+def keys_directory() -> Path:
+    """Return the directory of this user's signing keys."""
+    return (_home() if _home_is_set() else _absolute(platformdirs.user_data_dir(_APPLICATION))) / "keys"
+
+
+def memory_file() -> Path:
+    """Return the memory of what registries were seen to publish."""
+    return (_home() if _home_is_set() else _absolute(platformdirs.user_state_dir(_APPLICATION))) / "seen.json"
+
+
 def _home_is_set() -> bool:
     return bool(os.environ.get(HOME))
 

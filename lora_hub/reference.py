@@ -129,3 +129,11 @@ def parse(source: str | os.PathLike[str] | AdapterRef) -> AdapterRef | Path:
     if isinstance(source, str) and not source.startswith((".", "/")):
         return AdapterRef.parse(source)
     return Path(source)
+
+
+ReferenceLike = str | AdapterRef
+
+
+def as_reference(reference: ReferenceLike) -> AdapterRef:
+    """Return *reference*, parsed if it is a text."""
+    return reference if isinstance(reference, AdapterRef) else AdapterRef.parse(reference)

@@ -16,9 +16,10 @@ LAYERS = [
     ["lora_hub.version", "lora_hub.reference", "lora_hub.architecture", "lora_hub.extras"],
     ["lora_hub.documents", "lora_hub.hookspecs"],
     ["lora_hub.files", "lora_hub.places", "lora_hub.plugin_manager"],
-    ["lora_hub.adapter_directory"],
+    ["lora_hub.locked", "lora_hub.adapter_directory"],
+    ["lora_hub.signing"],
     ["lora_hub.registry", "lora_hub.patch"],
-    ["lora_hub.api", "lora_hub.look", "lora_hub.trainer"],
+    ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
     ["lora_hub.cli"],
@@ -41,6 +42,7 @@ NETWORK = {
     "boto3",
     "botocore",
 }
+CRYPTOGRAPHY = {"cryptography", "securesystemslib", "sigstore", "bcrypt"}  # `signing` alone knows them
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors", "numpy"}
 
 # Each is known to one module alone.
@@ -50,19 +52,23 @@ ALONE = {
     "aiohttp": "lora_hub.registry.object_store",
     "fsspec": "lora_hub.registry.object_store",
     "yaml": "lora_hub.documents.model_card",
-    "filelock": "lora_hub.registry.trust",
+    "filelock": "lora_hub.locked",
+    "sigstore": "lora_hub.signing.keyless",
 }
 
 # What a part of the house never imports, at any depth of its functions.
 FORBIDDEN = {
-    "lora_hub.documents": TORCH | NETWORK | {"pluggy", "platformdirs", "click", "pickle"},
-    "lora_hub.registry": (TORCH | NETWORK | {"pluggy", "click", "pickle"})
+    "lora_hub.documents": TORCH | NETWORK | CRYPTOGRAPHY | {"pluggy", "platformdirs", "click", "pickle"},
+    "lora_hub.registry": (TORCH | NETWORK | CRYPTOGRAPHY | {"pluggy", "click", "pickle"})
     - set(ALONE)
     - {"urllib", "httpx2"},  # see below
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
     "lora_hub.look": TORCH | NETWORK | {"click", "pickle"},
+    "lora_hub.trust": TORCH | NETWORK | {"click", "pickle"},
+    "lora_hub.vouch": TORCH | NETWORK | {"click", "pickle"},
+    "lora_hub.signing": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.api": NETWORK | {"transformers", "peft", "click", "pickle"},
     "lora_hub.demo": NETWORK | {"peft", "pickle"},
     "lora_hub.files": TORCH | NETWORK | {"pickle"},

@@ -38,6 +38,7 @@ def test_example_of_the_hub_runs(hub, tmp_path, monkeypatch):
 
     import lora_hub
     from lora_hub import api
+    from lora_hub import trust as trusts
 
     model = models.llama()
     models.peft_directory(model, tmp_path / "out", target_modules=["q_proj"])
@@ -45,7 +46,7 @@ def test_example_of_the_hub_runs(hub, tmp_path, monkeypatch):
     push, *rest = PYTHON[2].splitlines()
     exec(push, {"lora_hub": lora_hub})
     api.lock(["org/task"])
-    (pin,) = api.trust().read().pins
+    (pin,) = trusts.trust().read().pins
     for line in rest:
         names = {"lora_hub": lora_hub, "model": model}
         exec(line.replace("sha256:…", pin.digest), names)

@@ -17,6 +17,8 @@ HEAVY = {
     "peft",
     "pluggy",
     "requests",
+    "securesystemslib",
+    "sigstore",
     "safetensors",
     "tokenizers",
     "torch",
@@ -48,7 +50,9 @@ def test_import_loads_nothing_but_the_package():
     assert packages(loaded) & (HEAVY | {"click", "platformdirs"}) == set()
 
 
-@pytest.mark.parametrize("name", ["errors", "AdapterRef", "Architecture", "push", "pull", "VerifiedAdapter"])
+@pytest.mark.parametrize(
+    "name", ["errors", "AdapterRef", "Architecture", "push", "pull", "sign", "verify", "VerifiedAdapter"]
+)
 def test_a_name_without_torch_loads_no_torch(name):
     """What needs no torch loads none when it is used."""
     loaded = modules_after(f"from lora_hub import {name}")
@@ -89,7 +93,7 @@ def test_a_command_without_torch_loads_no_torch(words, home):
 
 
 def test_push_and_pull_load_no_torch(home, tmp_path):
-    """A whole push and pull load neither torch nor a network library."""
+    """A whole push and pull without a key load neither torch nor a network library, nor cryptography."""
     from adapter_files import adapter_files
 
     adapter = adapter_files().write(tmp_path / "adapter")
@@ -99,6 +103,25 @@ def test_push_and_pull_load_no_torch(home, tmp_path):
     )
 
     assert packages(loaded) & HEAVY == set()
+
+
+def test_signing_and_verifying_load_no_torch(home, tmp_path):
+    """Who signs and verifies loads neither torch, nor sigstore, nor a network library."""
+    from adapter_files import adapter_files
+
+    adapter = adapter_files().write(tmp_path / "adapter")
+    registry = ["--registry", str(tmp_path / "registry")]
+    loaded = modules_after(
+        "\n".join(
+            [
+                command("key", "generate", "org"),
+                command("push", str(adapter), "org/task@1.0.0", *registry),
+                command("verify", "org/task", *registry),
+            ]
+        )
+    )
+
+    assert packages(loaded) & HEAVY == {"cryptography", "securesystemslib"}
 
 
 def test_a_pinned_version_in_the_store_loads_no_client(hub, home, tmp_path):

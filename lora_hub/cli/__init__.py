@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from lora_hub import __version__
-from lora_hub.cli import cache, demo, look, plugins, schema, transfer, trust
+from lora_hub.cli import cache, demo, keys, look, plugins, schema, signatures, transfer, trust
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
 
@@ -22,9 +22,9 @@ COMPLETION = "_LORA_HUB_COMPLETE"  # how a shell asks for completions; click's c
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 ok, 1 a bug of ours, 2 usage, 3 not found, 4 registry, 5 not trusted, 6 bytes do not match, "
-    "7 refused by policy or lock, 8 malformed, 9 does not fit the base, 10 the version exists with other content, "
-    "11 this machine, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 a bug of ours, 2 usage, 3 not found, 4 registry, 5 unsigned or not trusted, "
+    "6 bytes or signature do not match, 7 refused by policy or lock, 8 malformed, 9 does not fit the base, "
+    "10 the version exists with other content, 11 this machine, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lora-hub")
 def cli() -> None:
@@ -34,6 +34,8 @@ def cli() -> None:
 for command in (
     *transfer.COMMANDS,
     *look.COMMANDS,
+    *signatures.COMMANDS,
+    keys.key,
     trust.trust,
     cache.cache,
     plugins.plugins,

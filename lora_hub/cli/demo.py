@@ -52,6 +52,7 @@ def _as_text(report: Report) -> str:
             table(accuracies, (measured, "BARE BASE", *adapters, "OWN, MERGED")),
             table(sizes, ("SIZE", "BASE", "ONE ADAPTER", "RATIO")),
             table(times, ("STEP", "TIME")),
+            f"signed by {report.signer}: verified",
             f"base unchanged: {'yes' if report.base_unchanged else 'NO'} (SHA-256 over the bits of all its tensors)",
         ]
     )

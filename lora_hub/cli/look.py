@@ -70,6 +70,9 @@ def _describe(description: Description) -> dict[str, Any]:
         "commit": description.commit,
         "digest": description.digest,
         "trusted": description.is_trusted,
+        "trust": description.reason or None,
+        "signers": [str(signer) for signer in description.signers],
+        "yanked": description.yanked,
         "created": manifest.created,
         "license": manifest.license,
         "base": {"repo": manifest.base.repo, "revision": manifest.base.revision, "type": manifest.base.model_type},
@@ -88,7 +91,8 @@ def _describe(description: Description) -> dict[str, Any]:
 
 def _as_lines(document: dict[str, Any]) -> str:
     texts = document | {
-        "trusted": {None: None, True: "yes", False: "no: pin it, or name its digest"}[document["trusted"]],
+        "trusted": {None: None, True: "yes", False: "no"}[document["trusted"]],
+        "signers": ", ".join(document["signers"]),
         "base": " ".join(filter(None, document["base"].values())),
         "targets": ", ".join(document["targets"]),
         "modules_to_save": ", ".join(document["modules_to_save"]),

@@ -18,6 +18,9 @@ _SOON = 1024 * 1024  # bytes that are there before a bar could be read
 registry_option = click.option(
     "--registry", metavar="URL", help="hf://, a directory or a URL; by default $LORA_HUB_REGISTRY, else hf://."
 )
+key_option = click.option(
+    "--key", metavar="FILE", help="The private key; by default $LORA_HUB_KEY, else the one of `key generate ORG`."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors are JSON on stderr as well.")
 
 
@@ -45,6 +48,17 @@ def byte_progress(*, is_quiet: bool) -> Progress:
             yield shown_bar.update
 
     return bar
+
+
+def ask_passphrase(what: str) -> str | None:
+    """Return the passphrase of a key: what the environment says, or else what a person at a terminal types."""
+    from lora_hub.signing.keys import passphrase_from_environment
+
+    known = passphrase_from_environment(what)
+    if known is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return known
+    typed: str = click.prompt(f"Passphrase of {what}", hide_input=True, err=True)
+    return typed
 
 
 def say(text: str) -> None:

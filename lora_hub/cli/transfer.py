@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_hub.cli.output import byte_progress, json_option, print_data, registry_option, say
+from lora_hub.cli.output import ask_passphrase, byte_progress, json_option, key_option, print_data, registry_option, say
 
 if TYPE_CHECKING:
-    from lora_hub.reference import AdapterRef
     from lora_hub.registry.pull import Pulled
+    from lora_hub.registry.resolve import Choice
 
 lockfile_option = click.option(
     "--lockfile",
@@ -27,15 +27,20 @@ lockfile_option = click.option(
 @click.argument("ref")
 @registry_option
 @click.option("--private", is_flag=True, help="Make the repository on the Hub a private one, if it must be made.")
+@key_option
 @json_option
-def push(directory: str, ref: str, registry: str | None, private: bool, as_json: bool) -> None:
-    """Publish the adapter in DIRECTORY as the immutable version REF (org/task@1.0.0).
+def push(directory: str, ref: str, registry: str | None, private: bool, key: str | None, as_json: bool) -> None:
+    """Publish the adapter in DIRECTORY as the immutable version REF (org/task@1.0.0), signed if you have a key.
 
-    The token is that of `hf auth login`, or HF_TOKEN. What was published is pinned in your trust policy.
+    The token is that of `hf auth login`, or HF_TOKEN. What no rule of your trust policy covers is pinned there.
     """
     from lora_hub import api
 
-    done = api.push(directory, ref, registry=registry, private=private)
+    done = api.push(directory, ref, registry=registry, private=private, key=key, passphrase=ask_passphrase)
+    for name in done.left_out:
+        say(f"{name} in {directory} is no signature of this version, and was left out")
+    if not done.signers:
+        say(f"it is not signed: `lora-hub key generate {done.reference.org}` makes a key for the next version")
     for pin in done.replaced:
         say(f"your pin of {pin.reference} was {pin.digest}, and is this version now")
     document = {
@@ -43,6 +48,7 @@ def push(directory: str, ref: str, registry: str | None, private: bool, as_json:
         "digest": done.digest,
         "registry": done.registry,
         "commit": done.commit,
+        "signers": [f"key {fingerprint}" for fingerprint in done.signers],
         "status": "published" if done.is_new else "already published",
     }
     print_data(document, lambda: f"{done.reference}  {done.digest}  {document['status']}", as_json=as_json)
@@ -68,7 +74,8 @@ def pull(
     """Bring each REF into the local store, check every byte, and print where it lies.
 
     REF is org/task (the newest release), org/task@1.2.0, @^1.2, @1, @<commit> or @sha256:<digest>. What comes from the
-    Hub or an object store must be pinned (`lora-hub trust pin`), named by its digest, or locked.
+    Hub or an object store must be signed by somebody whom your policy trusts for it (`lora-hub trust add`), pinned
+    (`trust pin`), named by its digest, or locked.
     """
     from lora_hub import api
     from lora_hub.errors import UsageError
@@ -107,8 +114,8 @@ def lock(refs: tuple[str, ...], registry: str | None, lockfile: str, as_json: bo
     from lora_hub import api
 
     locked = api.lock(refs, lock=lockfile, registry=registry)
-    for newer in locked.skipped:
-        _say_skipped(newer)
+    for choice in locked.choices:
+        say_passed(choice)
     lines = [f"{entry.reference}  {entry.exact}  {entry.digest}" for entry in locked.file.entries]
     document = [dataclasses.asdict(entry) for entry in locked.file.entries]
     print_data(document, lambda: "\n".join(lines), as_json=as_json)
@@ -118,15 +125,22 @@ COMMANDS = (push, pull, lock)
 
 
 def _document(pulled: Pulled) -> dict[str, Any]:
-    if pulled.skipped is not None:
-        _say_skipped(pulled.skipped)
+    say_passed(pulled)
     return {
         "reference": str(pulled.reference),
         "digest": pulled.digest,
         "commit": pulled.commit,
         "path": str(pulled.path),
+        "trusted": pulled.reason,
+        "signers": [str(signer) for signer in pulled.adapter.signers],
+        "yanked": pulled.yanked,
     }
 
 
-def _say_skipped(newer: AdapterRef) -> None:
-    say(f"{newer} is newer, but not pinned: `lora-hub info {newer}`")
+def say_passed(found: Pulled | Choice) -> None:
+    """Say what was passed over for what was found, and whether that is yanked."""
+    if found.skipped is not None:
+        say(f"{found.skipped} is newer, but was passed over: {found.skipped_because}")
+    if found.yanked is not None:
+        reference = found.reference if hasattr(found, "reference") else found.published.reference
+        say(f"{reference} was yanked by its publisher: {found.yanked}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,11 @@ from lora_hub.demo.encoder import (
 from lora_hub.demo.texts import Text, load_split
 from lora_hub.patch.applied_adapter import AppliedAdapter
 from lora_hub.patch.bits import digest
-from lora_hub.reference import AdapterRef
-from lora_hub.registry.locate import open_registry
-from lora_hub.registry.pull import Pulled, pull
-from lora_hub.registry.store import Store
+from lora_hub.places import HOME
+from lora_hub.registry.pull import Pulled
+from lora_hub.signing.key_ring import VARIABLE
+from lora_hub.signing.keys import PASSPHRASE
+from lora_hub.vouch import generate_key
 
 SEED = 10
 TASKS = {"package": "which package is it from?", "kind": "class or function?"}  # two labellings of the same texts
@@ -61,6 +63,7 @@ class Report:
     adapter_bytes: int
     times: dict[str, float]
     base_unchanged: bool
+    signer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,10 @@ class _Clock:
 def run(*, steps: int, bar: Bar) -> Report:
     """Live the whole life of two adapters in a temporary directory, and report it."""
     clock = _Clock()
-    with tempfile.TemporaryDirectory(prefix="lora-hub-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lora-hub-demo-") as folder, _home(Path(folder) / "home"):
         place = Path(folder)
+        with clock.step("make a key that signs for demo/*"):
+            generate_key("demo")
         with clock.step("load the base and read the texts"):
             material = _prepare(bar)
         before = digest(material.model.state_dict().items())
@@ -123,6 +128,22 @@ def run(*, steps: int, bar: Bar) -> Report:
     return _report(material, accuracies, pulled["package"], clock, before)
 
 
+@contextmanager
+def _home(directory: Path) -> Iterator[None]:
+    """Keep store, keys, trust and memory of the demo in *directory*: nothing of the user's is read or changed."""
+    before = {name: os.environ.get(name) for name in (HOME, VARIABLE, PASSPHRASE)}
+    os.environ[HOME] = str(directory)
+    for name in (VARIABLE, PASSPHRASE):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _report(material: _Material, accuracies: dict[str, Accuracy], pulled: Pulled, clock: _Clock, before: str) -> Report:
     manifest = pulled.adapter.manifest
     return Report(
@@ -133,6 +154,7 @@ def _report(material: _Material, accuracies: dict[str, Accuracy], pulled: Pulled
         base_bytes=(weights_folder() / "model.safetensors").stat().st_size,
         adapter_bytes=manifest.size,
         times=clock.times,
+        signer=", ".join(map(str, pulled.adapter.signers)),
         base_unchanged=digest(material.model.state_dict().items()) == before,
     )
 
@@ -153,15 +175,15 @@ def _train_and_publish(material: _Material, task: Task, place: Path, steps: int,
     adapter = lora_hub.add_adapter(material.model, task.name, r=8, lora_alpha=16, targets=("q", "v"), base_model=BASE)
     with clock.step(f"train demo/{task.name}, {steps} steps"):
         train(material.model, task, material.train_tokens, steps=steps, seed=SEED, bar=material.bar)
-    with clock.step(f"save and push demo/{task.name}@1.0.0"):
+    with clock.step(f"save, sign and push demo/{task.name}@1.0.0"):
         lora_hub.save_adapter(adapter, place / task.name)
         lora_hub.push(place / task.name, f"demo/{task.name}@1.0.0", registry=place / "registry")
     adapter.remove()
 
 
 def _pull(name: str, place: Path, clock: _Clock) -> Pulled:
-    with clock.step(f"pull demo/{name}@^1 into a fresh store, every byte checked"):
-        return pull(AdapterRef.parse(f"demo/{name}@^1"), open_registry(place / "registry"), Store(place / "store"))
+    with clock.step(f"pull demo/{name}@^1 into a fresh store, signature and every byte verified"):
+        return lora_hub.pull(f"demo/{name}@^1", registry=place / "registry")
 
 
 def _swap(material: _Material, tasks: dict[str, Task], clock: _Clock) -> dict[str, dict[str, float]]:

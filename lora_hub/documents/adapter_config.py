@@ -16,6 +16,7 @@ from lora_hub.documents.module_names import ModulePattern, is_named, owners_of
 from lora_hub.errors import DocumentError, MalformedError
 
 MAX_CONFIG = 4 * 1024 * 1024  # bytes; a list of full module paths of a large model has some 100 kB
+MAX_ENTRIES = 4096  # of a list that every module is compared with: layers, heads
 
 # Keys that we implement; `_parse` reads each of them.
 IMPLEMENTED = frozenset(
@@ -29,7 +30,9 @@ IMPLEMENTED = frozenset(
 # Keys that change nothing at inference, whatever their value.
 INERT = frozenset(
     {
-        "auto_mapping", "inference_mode", "peft_version", "runtime_config", "megatron_core", "qalora_group_size",
+        # PEFT writes the class and the library of the base into it; neither is ever imported.
+        "auto_mapping",
+        "inference_mode", "peft_version", "runtime_config", "qalora_group_size",
         # PEFT overrides it from the class of the module; the shapes of A and B never depend on it.
         "fan_in_fan_out",
         # Parameters of an initialisation; `init_lora_weights` decides whether it changed the base.
@@ -56,6 +59,7 @@ REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "velora_config": (),
     "monteclora_config": (),
     "megatron_config": (),
+    "megatron_core": ("megatron.core",),  # a module that PEFT imports, beside a `megatron_config`
     "enable_lora": (),
     # The others (pissa, olora, corda, loftq, lora_ga) change the base: A and B alone are not the delta.
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mica"),
@@ -101,6 +105,7 @@ class AdapterConfig:
         if document.get("peft_type") != "LORA":
             fields.fail("peft_type", '"LORA"')
         _refuse_foreign_mathematics(document)
+        _refuse_files(document)
         return cls(
             r=fields.integer("r", low=1, high=MAX_RANK) if fields.has("r") else 8,
             lora_alpha=_alpha(fields, "lora_alpha") if fields.has("lora_alpha") else 8,
@@ -111,8 +116,10 @@ class AdapterConfig:
             target_modules=_names(fields, "target_modules"),
             exclude_modules=_names(fields, "exclude_modules"),
             layers_to_transform=_layers(fields),
-            layers_pattern=_as_tuple(_names(fields, "layers_pattern")),
-            modules_to_save=fields.texts("modules_to_save") if fields.has("modules_to_save") else (),
+            layers_pattern=_bounded(fields, "layers_pattern", _as_tuple(_names(fields, "layers_pattern")), 16),
+            modules_to_save=_bounded(fields, "modules_to_save", fields.texts("modules_to_save"))
+            if fields.has("modules_to_save")
+            else (),
             task_type=fields.optional_text("task_type"),
             base_model_name_or_path=fields.optional_text("base_model_name_or_path"),
             revision=fields.optional_text("revision"),
@@ -211,8 +218,15 @@ def _layers(fields: Fields) -> tuple[int, ...] | None:
     if not fields.has(key):
         return None
     if isinstance(fields.values[key], list):
-        return tuple(fields.read(key, list, "an array of layer numbers", lambda v: all(type(i) is int for i in v)))
+        layers = fields.read(key, list, "an array of layer numbers", lambda v: all(type(i) is int for i in v))
+        return _bounded(fields, key, tuple(layers))
     return (fields.integer(key, low=0, high=2**31),)
+
+
+def _bounded(fields: Fields, key: str, entries: tuple[T, ...], limit: int = MAX_ENTRIES) -> tuple[T, ...]:
+    if len(entries) > limit:
+        fields.fail(key, f"at most {limit} entries")
+    return entries
 
 
 def _as_tuple(names: tuple[str, ...] | str | None) -> tuple[str, ...]:
@@ -263,6 +277,18 @@ def _refuse_foreign_mathematics(document: Mapping[str, Any]) -> None:
                 context=printable(key).strip('`"'),
                 hint="remove the key if it has no effect, or upgrade lora-hub",
             )
+
+
+def _refuse_files(document: Mapping[str, Any]) -> None:
+    """Refuse what is inert to us but names a file that PEFT would unpickle, such as CorDA's ``cache_file``."""
+    for key in sorted(INERT & document.keys()):
+        inner = document[key] if isinstance(document[key], dict) else {}
+        for name in inner:
+            if name.endswith("_file") and not _is_one_of(inner[name], _EMPTY):
+                raise MalformedError(
+                    f"`{CONFIG_NAME}` names a file in {printable(f'{key}.{name}')}: {printable(inner[name])}",
+                    hint="remove it: nothing reads it once the adapter is trained",
+                )
 
 
 def _lower(value: object) -> object:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,8 +21,12 @@ from lora_hub.errors import MalformedError
 PREFIX = "base_model.model."
 # Components that torch.compile and FSDP insert into paths, and so into the keys of what is saved.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
-_LORA = re.compile(r"(?P<path>[A-Za-z0-9_.-]+)\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
-_PARAMETER = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,31}"  # no component is empty
+_LORA = re.compile(rf"(?P<path>{_NAME})\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
+_PARAMETER = re.compile(_NAME, re.ASCII)
+MAX_SCALING = 1e6  # of alpha/r; 64 is a large one
+_MAX_COMPARISONS = 8_000_000  # of tensors with patterns and heads: seconds
+_MAX_RUNS = 262_144  # of rows, in all modules that are sliced; a base of 80 layers with 232 heads has 55,680
 _SAVE_AGAIN = "save or download the adapter again"
 _FOREIGN = {
     ".lora_embedding_": "LoRA on embeddings",
@@ -71,6 +76,7 @@ def read_layout(
         MalformedError: A tensor has no purpose or two, lacks its counterpart, has a shape that contradicts the config,
             or a target of the config has no tensor.
     """
+    _check_effort(config, len(tensors))
     pairs, heads = _sort_keys(config, tensors)
     slices = _slices_by_module(groups, pairs)
     modules = tuple(_read_module(config, tensors, path, pairs[path], slices.get(path, ())) for path in sorted(pairs))
@@ -95,6 +101,16 @@ def _plain_key(key: str, *, has_module: bool) -> str:
     return name if has_module else name.removeprefix("module.")
 
 
+def _check_effort(config: AdapterConfig, tensors: int) -> None:
+    """What takes time by its product is bounded before it is begun."""
+    entries = len(config.rank_pattern) + len(config.alpha_pattern) + len(config.modules_to_save)
+    if entries * tensors > _MAX_COMPARISONS:
+        raise MalformedError(
+            f"the config has {entries} patterns and heads for {tensors} tensors, more than are compared",
+            hint="write fewer patterns: those that only repeat `r` and `lora_alpha` can go",
+        )
+
+
 def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, Keys], dict[str, Keys]]:
     """Return the keys of A and B by module, and those of replaced modules' parameters by module."""
     pairs: defaultdict[str, Keys] = defaultdict(dict)
@@ -103,10 +119,12 @@ def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tupl
     for key in tensors:
         name = _plain_key(key, has_module=has_module)
         lora = _LORA.fullmatch(name)
-        head = next(filter(config.replaces, owners_of(name)), None)
         foreign = next((meaning for part, meaning in _FOREIGN.items() if part in name), None)
-        if foreign or not _PARAMETER.fullmatch(name) or (lora is None) == (head is None):
+        if foreign or not _PARAMETER.fullmatch(name):
             raise _unexpected(key, foreign)
+        head = next(filter(config.replaces, owners_of(name)), None)
+        if (lora is None) == (head is None):
+            raise _unexpected(key, None)
         keys, purpose = (
             (pairs[lora["path"]], lora["side"]) if lora else (heads[head or ""], name.removeprefix(f"{head}."))
         )
@@ -136,6 +154,10 @@ def _read_module(
     r, alpha = config.rank_of(path), config.alpha_of(path)
     _check_shapes(path, a.shape, b.shape, r)
     factor = scaling(r, alpha, use_rslora=config.use_rslora)
+    if abs(factor) > MAX_SCALING:
+        raise MalformedError(
+            f"`{path}` is scaled by {factor:g}, at most {MAX_SCALING:g} is applied", hint="mend `lora_alpha`, or `r`"
+        )
     _check_slices(path, slices, r=r, out_features=b.shape[0], factor=factor, use_rslora=config.use_rslora)
     return LoraModule(
         path=path,
@@ -165,6 +187,9 @@ def _check_shapes(path: str, a: tuple[int, ...], b: tuple[int, ...], r: int) -> 
 
 def _slices_by_module(groups: tuple[SliceGroup, ...], pairs: Mapping[str, object]) -> dict[str, tuple[Slice, ...]]:
     slices: dict[str, tuple[Slice, ...]] = {}
+    runs = sum(len(group.modules) * sum(len(part.rows) for part in group.parts) for group in groups)
+    if runs > _MAX_RUNS:
+        raise MalformedError(f"the manifest has {runs} runs of rows, at most {_MAX_RUNS} are read", hint=_SAVE_AGAIN)
     for group in groups:
         for module in group.modules:
             if module in slices or module not in pairs:
@@ -182,7 +207,8 @@ def _check_slices(
         return
     rows = sorted(run for part in slices for run in part.rows)
     is_right = (
-        sum(part.r for part in slices) == r
+        len({part.part for part in slices}) == len(slices)
+        and sum(part.r for part in slices) == r
         and rows[-1][1] <= out_features
         and all(one[1] <= two[0] for one, two in itertools.pairwise(rows))
         and all(
@@ -204,8 +230,9 @@ def _check_targets_are_served(config: AdapterConfig, paths: Iterable[str]) -> No
     for path in sorted(set(paths) - targeted):
         raise MalformedError(f"the tensors of `{path}` belong to no entry of `target_modules`", hint=_SAVE_AGAIN)
     if not config.exclude_modules and not config.modules_to_save:
-        served = {name for path in paths for name in names_of(path)}
-        _check_served("target_modules", set(config.target_modules or ()) - served)
+        wanted = frozenset(config.target_modules or ())
+        served = {name for path in paths for name in names_of(path) if name in wanted}
+        _check_served("target_modules", wanted - served)
 
 
 def _check_heads_are_served(config: AdapterConfig, heads: Iterable[str]) -> None:
@@ -213,7 +240,7 @@ def _check_heads_are_served(config: AdapterConfig, heads: Iterable[str]) -> None
     _check_served("modules_to_save", set(config.modules_to_save) - served - AUTOMATIC_HEADS)
 
 
-def _check_served(key: str, missing: set[str]) -> None:
+def _check_served(key: str, missing: AbstractSet[str]) -> None:
     for entry in sorted(missing):
         raise MalformedError(
             f"`{key}` names {printable(entry)}, but the adapter has no tensor for it", hint=_SAVE_AGAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -18,12 +19,28 @@ Bytes = bytes | bytearray  # what was read from outside, or is to be written
 
 MAX_NUMBER = 1e30  # of an alpha, say: far from any that is meant, and from what float64 cannot hold
 _SAVE_AGAIN = "write it again with `save_adapter`"
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+MAX_DIGITS = 1000
 MAX_DEPTH = 16  # nested objects and arrays; the deepest document we write has 6
 
 
 def sha256(content: Bytes) -> str:
     """Return the SHA-256 of *content* as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def is_sha256(text: str) -> bool:
+    """Whether *text* is 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def is_time(text: str) -> bool:
+    """Whether *text* is a UTC time of the form ``2026-01-31T12:00:00Z``."""
+    try:
+        return bool(_TIME.fullmatch(text)) and dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ") is not None  # noqa: DTZ007
+    except ValueError:
+        return False
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -48,7 +65,11 @@ def parse_json_object(content: bytes, *, what: str, limit: int, hint: str = _SAV
         raise DocumentError(f"{what} has {len(content)} bytes, at most {limit} are read", hint=hint)
     try:
         document = json.loads(
-            content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+            content.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
         )
         # An escaped half of a surrogate pair is JSON, but no text: nothing could write it down again.
         json.dumps(document, ensure_ascii=False).encode()
@@ -79,6 +100,13 @@ def _finite(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    # Python's own limit can be switched off by anybody in this process; without one the time is quadratic.
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{printable(text)} has {len(text)} digits")
+    return int(text)
+
+
 def _check_depth(document: object, what: str, hint: str) -> None:
     level = [document]
     for _ in range(MAX_DEPTH):
@@ -97,7 +125,7 @@ def _children(item: object) -> Iterator[object]:
 
 def printable(value: object, *, limit: int = 120) -> str:
     """Return *value* from an untrusted document so that a terminal can show it: escaped, in backticks, shortened."""
-    text = json.dumps(value, ensure_ascii=True, default=str)[: limit + 1]
+    text = json.dumps(value, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")[: limit + 1]
     return f"`{text[:limit]}…`" if len(text) > limit else f"`{text}`"
 
 
@@ -125,6 +153,17 @@ class Fields:
         """Raise a `DocumentError` that says what was expected at *key* and what was found."""
         found = printable(self.values[key]) if key in self.values else "nothing"
         raise DocumentError(f"expected {expected}, found {found}", context=self.path(key), hint=self.hint)
+
+    def only(self, *known: str) -> None:
+        """Raise a `DocumentError` if there is a key that is none of *known*."""
+        for key in self.values:
+            if key not in known:
+                expected = ", ".join(f"`{name}`" for name in known)
+                raise DocumentError(
+                    f"unknown key, expected {expected}: what is not understood cannot be enforced",
+                    context=self.path(key if key.isprintable() else printable(key)),
+                    hint=self.hint,
+                )
 
     def has(self, key: str) -> bool:
         """Whether *key* is there and not null."""

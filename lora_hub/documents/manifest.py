@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import re
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lora_hub.documents.fields import Bytes, Fields, canonical_json, parse_json_object, sha256
+from lora_hub.documents.fields import Bytes, Fields, canonical_json, is_sha256, is_time, parse_json_object, sha256
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -25,9 +24,6 @@ MAX_FILE = 16 * 1024**3  # bytes
 MAX_CARD = 1024 * 1024  # bytes
 MAX_RANK = 65_536
 MAX_FEATURES = 2**31
-
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,15 +195,8 @@ def _parse_identity(fields: Fields) -> tuple[str | None, str | None, str | None]
         return None, None, None
     name = fields.text("name", "a name of the form `org/task`", AdapterRef.is_name)
     version = fields.text("version", "a version of the form `1.2.0`", Version.is_version)
-    created = fields.text("created", "a UTC time of the form `2026-01-31T12:00:00Z`", _is_time)
+    created = fields.text("created", "a UTC time of the form `2026-01-31T12:00:00Z`", is_time)
     return name, version, created
-
-
-def _is_time(text: str) -> bool:
-    try:
-        return bool(_TIME.fullmatch(text)) and dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ") is not None  # noqa: DTZ007
-    except ValueError:
-        return False
 
 
 def parse_files(fields: Fields) -> tuple[FileEntry, ...]:
@@ -216,7 +205,7 @@ def parse_files(fields: Fields) -> tuple[FileEntry, ...]:
         FileEntry(
             name=entry.text("name", f"one of {', '.join(PAYLOAD_NAMES)}", PAYLOAD_NAMES.__contains__),
             size=entry.integer("size", low=0, high=MAX_FILE),
-            sha256=entry.text("sha256", "64 lower-case hex digits", _SHA256.fullmatch),
+            sha256=entry.text("sha256", "64 lower-case hex digits", is_sha256),
         )
         for entry in fields.objects("files")
     )

@@ -12,10 +12,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Self
 
+from lora_hub.documents.fields import printable
 from lora_hub.errors import MalformedError
 
 _ANY = ""  # an unescaped dot: any one character
-_PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-_])+\$?", re.ASCII)
+_PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-_]){1,512}\$?", re.ASCII)
 
 
 def is_named(path: str, entries: AbstractSet[str]) -> bool:
@@ -25,14 +26,16 @@ def is_named(path: str, entries: AbstractSet[str]) -> bool:
 
 def names_of(path: str) -> list[str]:
     """Return every entry that would name the module at *path*: the path itself, and each of its endings."""
-    components = path.split(".")
-    return [".".join(components[start:]) for start in range(len(components))]
+    return [path, *(path[dot + 1 :] for dot in _dots(path))]
 
 
 def owners_of(path: str) -> list[str]:
     """Return the paths of the modules that the module or parameter at *path* is in, outermost first."""
-    components = path.split(".")[:-1]
-    return [".".join(components[:stop]) for stop in range(1, len(components) + 1)]
+    return [path[:dot] for dot in _dots(path)]
+
+
+def _dots(path: str) -> list[int]:
+    return [position for position, character in enumerate(path) if character == "."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class ModulePattern:
         """Return the pattern that *key* spells; raise `MalformedError` if it needs a regular expression."""
         if not _PLAIN.fullmatch(key):
             raise MalformedError(
-                f"`{where}` has the key {key!a}, which is a regular expression; lora-hub never runs one from a file",
+                f"`{where}` has the key {printable(key)}, which is a regular expression or longer than any path; "
+                "lora-hub never runs one from a file",
                 hint="write one key for each module name it stands for",
             )
         body = key.removeprefix("^").removesuffix("$")

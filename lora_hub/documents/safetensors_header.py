@@ -13,11 +13,15 @@ from lora_hub.documents.fields import Bytes, parse_json_object, printable
 from lora_hub.errors import MalformedError
 
 MAX_HEADER = 16 * 1024 * 1024  # bytes
-MAX_TENSORS = 100_000
+MAX_TENSORS = 65_536
+MAX_NAME = 512  # characters of a tensor's name
+MAX_METADATA = 64 * 1024  # characters
 MAX_AXES = 8
 MAX_SIZE = 2**48  # of an axis and of an offset
 ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; what an adapter may be stored in
 _LENGTH = 8  # bytes
+# Commas and opening brackets in the header, of which a tensor has 14 at most: so many values may be built in memory.
+_MAX_VALUES = 14 * MAX_TENSORS + MAX_METADATA
 # NaN and infinity have all bits of the exponent set. Where those lie in the two high bytes, little-endian: (mask of the
 # highest byte, mask of the next one).
 _EXPONENT = {"F64": (0x7F, 0xF0), "F32": (0x7F, 0x80), "BF16": (0x7F, 0x80), "F16": (0x7C, 0x00)}
@@ -58,31 +62,53 @@ def read_header(content: Bytes, *, size: int | None = None) -> dict[str, TensorI
         size: Bytes of the whole file, if *content* is only its beginning.
 
     Raises:
-        MalformedError: Truncated, bytes that belong to no tensor, overlapping tensors, a dtype that no adapter has, or
-            a header beyond `MAX_HEADER` bytes or `MAX_TENSORS` tensors.
+        MalformedError: Truncated, bytes that belong to no tensor, overlapping or empty tensors, a dtype that no adapter
+            has, or more than the limits above.
     """
     size = len(content) if size is None else size
     start = header_end(content, size=size)
-    header = parse_json_object(bytes(content[_LENGTH:start]), what="the safetensors header", limit=MAX_HEADER)
+    header = _parse(bytes(content[_LENGTH:start]))
     _check_metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise MalformedError(
-            f"the safetensors file has {len(header)} tensors, at most {MAX_TENSORS} are read", hint="it is no adapter"
-        )
+        raise _too_many(f"{len(header)} tensors")
     tensors = {name: _tensor_info(name, entry, start) for name, entry in header.items()}
     _check_no_gaps(tensors, start, size)
     return tensors
 
 
+def _parse(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that *text* spells from its first byte on; only spaces may follow it."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise _too_many(f"a header of more than {_MAX_VALUES} values")
+    if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
+        raise MalformedError("the safetensors header must begin with `{` and end with `}`", hint=_HINT)
+    return parse_json_object(text, what="the safetensors header", limit=MAX_HEADER)
+
+
+def _too_many(found: str) -> MalformedError:
+    return MalformedError(
+        f"the safetensors file has {found}, at most {MAX_TENSORS} tensors are read", hint="it is no adapter"
+    )
+
+
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError("the metadata of the safetensors file must map strings to strings", hint=_HINT)
+    length = sum(len(key) + len(value) for key, value in metadata.items())
+    if length > MAX_METADATA:
+        raise MalformedError(
+            f"the metadata of the safetensors file has {length} characters, at most {MAX_METADATA} are read", hint=_HINT
+        )
 
 
 def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
+    if len(name) > MAX_NAME:
+        raise MalformedError(
+            f"tensor {printable(name)} has a name of {len(name)} characters, at most {MAX_NAME} are read", hint=_HINT
+        )
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]} if _are_sizes(
-            [*shape, start, stop]
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop], **more} if (
+            not more and _are_sizes([*shape, start, stop])
         ):
             pass
         case _:
@@ -95,6 +121,11 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
             hint="save the adapter in one of these dtypes",
         )
     expected = math.prod(shape) * ITEM_SIZE[dtype]
+    if not expected:
+        raise MalformedError(
+            f"tensor {printable(name)} of shape {shape} is empty",
+            hint="it was saved before ZeRO-3 or FSDP gathered it: gather, then save",
+        )
     if stop - start != expected:
         raise MalformedError(
             f"tensor {printable(name)} of shape {shape} and dtype {dtype} needs {expected} bytes, "

@@ -1,70 +1,64 @@
 """The trust policy ``trust.toml``: whose adapters may reach a model. Pure: it reads no file and no clock.
 
-In this version it holds pins::
+::
 
     version = 1
 
-    [[pin]]
+    [[key]]                                # a public key, and what rules call it
+    name = "alice"
+    not_after = 2027-01-31T00:00:00Z       # optional, as is not_before
+    pem = \"\"\"
+    -----BEGIN PUBLIC KEY-----
+    …
+    -----END PUBLIC KEY-----
+    \"\"\"
+
+    [[rule]]                               # who may sign what; of several that match, the narrowest alone applies
+    scope = "org/*"                        # org/task, org/* or *
+    keys = ["alice", "bob"]
+    identities = [{ identity = "ci@org.example", issuer = "https://accounts.example" }]
+    threshold = 2                          # so many of them must have signed; 1 unless it is given
+    min_version = "1.4.0"                  # optional, as are max_r and max_size (bytes)
+
+    [[revoked]]                            # refused whatever speaks for it
+    key = "<fingerprint>"                  # or digest = "sha256:…"
+    reason = "the laptop was stolen"
+
+    [[pin]]                                # this digest, whoever signed it, or nobody
     registry = "hf://"
     name = "org/task"
-    version = "1.2.0"          # or no version: then the commit alone
-    commit = "<40 hex digits>" # where the registry has commits
+    version = "1.2.0"                      # or no version: then the commit alone
+    commit = "<40 hex digits>"             # where the registry has commits
     digest = "sha256:…"
 """
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from lora_hub.documents.fields import Fields
+from lora_hub.documents.trust_entries import Entry, Key, Pin, Revocation, Rule
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
-from lora_hub.reference import AdapterRef, is_commit, is_digest
-from lora_hub.version import Version
+from lora_hub.reference import AdapterRef
 
 VERSION = 1
 MAX_POLICY = 4 * 1024 * 1024  # bytes
-_KEYS = ("registry", "name", "version", "commit", "digest")
 _MEND = "mend the file by hand, or restore a copy of it"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
-    """What one version (or, without a version, one commit) of an adapter in one registry must be."""
-
-    registry: str
-    name: str
-    digest: str
-    version: str | None = None
-    commit: str | None = None
-
-    @property
-    def places(self) -> set[tuple[str, str, str]]:
-        """What is pinned: a version, a commit, or both."""
-        return {(self.registry, self.name, at) for at in (self.version, self.commit) if at is not None}
-
-    def contradicts(self, other: Pin) -> bool:
-        """Whether both pin the same version, or the same commit, to different digests."""
-        return self.digest != other.digest and not self.places.isdisjoint(other.places)
-
-    @property
-    def reference(self) -> AdapterRef:
-        """``org/task@1.2.0``, or ``org/task@<commit>``."""
-        return AdapterRef.parse(f"{self.name}@{self.version or self.commit}")
-
-    def to_toml(self) -> str:
-        """Return the pin as a table of ``trust.toml``."""
-        lines = [f"{key} = {_quoted(getattr(self, key))}\n" for key in _KEYS if getattr(self, key) is not None]
-        return f"[[pin]]\n{''.join(lines)}"
+E = TypeVar("E", Key, Rule, Revocation, Pin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPolicy:
     """All that this user trusts. An empty policy trusts nobody."""
 
+    keys: tuple[Key, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    revoked: tuple[Revocation, ...] = ()
     pins: tuple[Pin, ...] = ()
 
     @classmethod
@@ -72,7 +66,8 @@ class TrustPolicy:
         """Return the policy that *content*, TOML, spells.
 
         Raises:
-            DocumentError: Not TOML, an unknown key (what is not understood cannot be enforced), contradicting pins.
+            DocumentError: Not TOML, an unknown key (what is not understood cannot be enforced), or entries that
+                contradict each other.
         """
         if len(content) > MAX_POLICY:
             raise DocumentError(f"the trust policy has {len(content)} bytes, at most {MAX_POLICY} are read", hint=_MEND)
@@ -88,8 +83,37 @@ class TrustPolicy:
                 context="version",
                 hint="pip install --upgrade lora-hub",
             )
-        _refuse_unknown(fields, ("version", "pin"))
-        return cls(pins=_without_contradictions(map(_parse_pin, fields.objects("pin") if fields.has("pin") else ())))
+        fields.only("version", "key", "rule", "revoked", "pin")
+        keys = _entries(fields, "key", Key.parse)
+        _check_once("key", [*(key.name for key in keys), *(key.fingerprint for key in keys)])
+        rules = _entries(fields, "rule", Rule.parse)
+        _check_once("rule", [rule.scope for rule in rules])
+        _check_known(rules, {key.name for key in keys})
+        pins = _without_contradictions(_entries(fields, "pin", Pin.parse))
+        return cls(keys=keys, rules=rules, revoked=_entries(fields, "revoked", Revocation.parse), pins=pins)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All its tables."""
+        return (*self.keys, *self.rules, *self.revoked, *self.pins)
+
+    # Rules
+
+    def rule(self, name: str) -> Rule | None:
+        """Return the one rule that applies to ``org/task``: the narrowest that covers it."""
+        covering = [rule for rule in self.rules if rule.covers(name)]
+        return min(covering, key=lambda rule: (rule.scope == "*", rule.scope != name), default=None)
+
+    def keys_of(self, rule: Rule) -> tuple[Key, ...]:
+        """Return the keys that *rule* names."""
+        return tuple(key for key in self.keys if key.name in rule.keys)
+
+    def revocation(self, *, key: str | None = None, digest: str | None = None) -> Revocation | None:
+        """Return what revokes the *key* with this fingerprint, or this *digest*."""
+        matching = (r for r in self.revoked if (r.key, r.digest) == (key, digest))
+        return next(matching, None)
+
+    # Pins
 
     def pin(self, registry: str, reference: AdapterRef) -> Pin | None:
         """Return the pin of the exact *reference*, a version or a commit, in the registry with this URL."""
@@ -110,32 +134,24 @@ class TrustPolicy:
 NOBODY = TrustPolicy()
 
 
-def _quoted(text: str) -> str:
-    """Return *text* as a string of TOML: one of JSON, but that DEL must be escaped as well."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _entries(fields: Fields, key: str, parse: Callable[[Fields], E]) -> tuple[E, ...]:
+    return tuple(map(parse, fields.objects(key))) if fields.has(key) else ()
 
 
-def _refuse_unknown(fields: Fields, known: Iterable[str]) -> None:
-    for key in fields.values:
-        if key not in known:
-            raise DocumentError(
-                "unknown key: what is not understood cannot be enforced",
-                context=fields.path(key),
-                hint="remove it, or upgrade lora-hub if a newer one wrote it",
-            )
+def _check_once(table: str, names: Iterable[str]) -> None:
+    """Of two that are alike, none could be said to be meant: one key under two names would even count twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DocumentError(f"`{name}` stands there twice", context=table, hint=_MEND)
 
 
-def _parse_pin(fields: Fields) -> Pin:
-    _refuse_unknown(fields, _KEYS)
-    if not (fields.has("version") or fields.has("commit")):
-        fields.fail("version", "a version or a commit")
-    return Pin(
-        registry=fields.text("registry"),
-        name=fields.text("name", "a name of the form `org/task`", AdapterRef.is_name),
-        digest=fields.text("digest", "`sha256:` and 64 lower-case hex digits", is_digest),
-        version=fields.text("version", "a version", Version.is_version) if fields.has("version") else None,
-        commit=fields.text("commit", "40 lower-case hex digits", is_commit) if fields.has("commit") else None,
-    )
+def _check_known(rules: Iterable[Rule], names: set[str]) -> None:
+    for rule in rules:
+        for name in rule.keys:
+            if name not in names:
+                raise DocumentError(
+                    f"the rule for `{rule.scope}` names an unknown key {name!a}", context="rule", hint=_MEND
+                )
 
 
 def _without_contradictions(pins: Iterable[Pin]) -> tuple[Pin, ...]:

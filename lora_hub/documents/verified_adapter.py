@@ -26,6 +26,7 @@ from lora_hub.documents.manifest import (
     SliceGroup,
 )
 from lora_hub.documents.safetensors_header import TensorInfo, is_finite, read_header
+from lora_hub.documents.trust_entries import Signer
 from lora_hub.errors import IntegrityError, MalformedError, NotFoundError
 
 T = TypeVar("T", int, float)
@@ -45,6 +46,7 @@ class VerifiedAdapter:
         config: Parsed ``adapter_config.json``.
         tensors: Where each tensor lies in *weights*.
         layout: What each tensor is for.
+        signers: Who signed it, of those that the trust policy names; nobody where a digest or a directory was named.
         buffer: The bytes of ``adapter_model.safetensors`` that were hashed. Writable where torch wants it so; whoever
             writes into it breaks what was proven.
     """
@@ -55,6 +57,7 @@ class VerifiedAdapter:
     config: AdapterConfig
     tensors: Mapping[str, TensorInfo]
     layout: AdapterLayout
+    signers: tuple[Signer, ...] = ()
     buffer: Bytes = field(repr=False)
 
 

@@ -67,7 +67,8 @@ class FrozenFactors:
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
         self._stored = (lora_A, lora_B)
-        self._placed = self._stored
+        dtype = torch.promote_types(lora_A.dtype, lora_B.dtype)  # a file may hold each in its own
+        self._placed = (lora_A.to(dtype), lora_B.to(dtype))
 
     def stored(self, module: nn.Module) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return A and B in the dtype they were read in."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.fields import printable
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError
 from lora_hub.patch.projections import features, is_linear, linear_modules, model_type, modules_by_path
@@ -19,7 +20,7 @@ def check_fits(model: nn.Module, adapter: VerifiedAdapter, *, allow_other_base: 
     made_for, found = adapter.manifest.base.model_type, model_type(model)
     if made_for is not None and found is not None and made_for != found and not allow_other_base:
         raise CompatibilityError(
-            f"the adapter was made for a base of type `{made_for}`, this model is a `{found}`",
+            f"the adapter was made for a base of type {printable(made_for)}, this model is a {printable(found)}",
             hint="load the adapter's own base; `allow_other_base=True` applies it all the same, if the shapes fit",
         )
     modules = modules_by_path(model)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, signature_names
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_FILE, VERSION_FILES
+from lora_hub.documents.statement import YANKED, is_yank_name
 from lora_hub.errors import NotFoundError
-from lora_hub.files import machine_errors, publish_directory, read_file, remove_leftovers
-from lora_hub.reference import AdapterRef
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.files import machine_errors, publish_directory, read_file, remove_leftovers, write_files
+from lora_hub.reference import AdapterRef, exact_version
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
@@ -66,7 +68,8 @@ class DirectoryRegistry:
                 hint=f"run `lora-hub list {reference.name}` to see what it has",
             )
         with machine_errors():
-            present = [directory / name for name in VERSION_FILES if (directory / name).exists()]
+            signatures = signature_names(path.name for path in directory.glob("model*.sig"))
+            present = [directory / name for name in (*VERSION_FILES, *signatures) if (directory / name).exists()]
             files = {path.name: RemoteFile(size=path.stat().st_size) for path in present}
 
         def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
@@ -75,14 +78,26 @@ class DirectoryRegistry:
 
         return Snapshot(commit=None, files=files, read=read)
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes], sign: Sign = unsigned) -> Publication:
         """Make *files* an exact version; change nothing if it exists."""
         staging = self._root / _STAGING
         target = self._root / reference.org / reference.task / str(reference.version)
         with machine_errors():
             remove_leftovers(staging, older_than=_STALE)
-            kept = {name: files[name] for name in VERSION_FILES}
+            kept = {**{name: files[name] for name in VERSION_FILES}, **sign(bytes(files[MANIFEST_NAME]))}
             return Publication(is_new=publish_directory(target, kept, staging=staging))
+
+    def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:  # noqa: ARG002 - one look is enough
+        """Return the bundles that are said to yank the exact version *reference*."""
+        directory, version = self._root / reference.org / reference.task / YANKED, exact_version(reference)
+        with machine_errors():
+            names = sorted(path.name for path in directory.glob("*.sig") if is_yank_name(path.name, version))
+        return [read_file(directory / name, limit=MAX_BUNDLE) for name in names[:MAX_SIGNATURES]]
+
+    def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
+        """Put a bundle among those that yank versions of the adapter."""
+        with machine_errors():
+            write_files(self._root / reference.org / reference.task / YANKED, {name: bundle})
 
     def _check_exists(self) -> None:
         with machine_errors():

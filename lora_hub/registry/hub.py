@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_hub.documents.adapter_config import AdapterConfig
+from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, is_signature_name, signature_names
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import (
     CARD_NAME,
@@ -24,6 +25,7 @@ from lora_hub.documents.manifest import (
     VERSION_FILES,
     Manifest,
 )
+from lora_hub.documents.statement import YANKED, is_yank_name
 from lora_hub.documents.verified_adapter import manifest_digest
 from lora_hub.errors import MalformedError, NotFoundError, RegistryError, UsageError
 from lora_hub.reference import AdapterRef, exact_version
@@ -31,7 +33,7 @@ from lora_hub.registry import network
 from lora_hub.registry.fetch import read_small
 from lora_hub.registry.hub_answers import BranchMovedError, NoAnswerError, Refs
 from lora_hub.registry.network import Retry, pause
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
 from lora_hub.version import Version
 
 if TYPE_CHECKING:
@@ -92,20 +94,34 @@ class HubRegistry:
 
     def snapshot(self, reference: AdapterRef, revision: str) -> Snapshot:
         """Return the files of a commit. One request, and one for each file that is read."""
-        return self._snapshot(reference.name, revision, VERSION_FILES)
+        return self._snapshot(reference.name, revision)
 
-    def _snapshot(self, repo: str, commit: str, names: tuple[str, ...]) -> Snapshot:
-        files = self._client.files(repo, commit, names)
+    def _snapshot(self, repo: str, commit: str, folder: str = "") -> Snapshot:
+        files = self._client.files(repo, commit, folder)
 
         def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
-            return self._client.stream(repo, commit, name, files[name], start, stop)
+            path = f"{folder}/{name}" if folder else name
+            return self._client.stream(repo, commit, path, files[name], start, stop)
 
         known = {name: RemoteFile(size=file.size, sha256=file.sha256) for name, file in files.items()}
         return Snapshot(commit=commit, files=known, read=read)
 
+    def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:
+        """Return the bundles on ``main`` that are said to yank *reference*. One request, and one for each."""
+        version = exact_version(reference)
+        if listing.head is None:
+            return []
+        try:
+            snapshot = self._snapshot(reference.name, listing.head, YANKED)
+        except NotFoundError:
+            return []
+        names = sorted(name for name in snapshot.files if is_yank_name(name, version))[:MAX_SIGNATURES]
+        source = f"{reference} in {self.url}"
+        return [read_small(snapshot, name, limit=MAX_BUNDLE, source=source) for name in names]
+
     # Publishing
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes], sign: Sign = unsigned) -> Publication:
         """Commit *files* and tag the commit; change nothing if the version exists.
 
         Raises:
@@ -116,6 +132,7 @@ class HubRegistry:
         version = exact_version(reference)
         check_card(bytes(files.get(CARD_NAME, b"")))  # before anything is made
         mine = manifest_digest(bytes(files[MANIFEST_NAME]))
+        files = {**files, **sign(bytes(files[MANIFEST_NAME]))}
         may_be_mine = False
         races, silences = RACES.waits(), network.RETRY.waits()
         while True:
@@ -135,6 +152,26 @@ class HubRegistry:
                 # It may have arrived all the same: what is there now says so.
                 may_be_mine = True
                 _wait_or_raise(error, silences, error.retry_after)
+
+    def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
+        """Commit a bundle onto ``main``, among those that yank versions."""
+        races, silences = RACES.waits(), network.RETRY.waits()
+        while True:
+            refs = self._settle(reference.name)  # a version without its tag is found at a head only
+            try:
+                self._client.commit(
+                    reference.name,
+                    MAIN,
+                    refs.branches[MAIN],
+                    {f"{YANKED}/{name}": bundle},
+                    title=f"Yank {reference.version}",
+                )
+            except BranchMovedError as error:
+                _wait_or_raise(error, races)
+            except NoAnswerError as error:
+                _wait_or_raise(error, silences, error.retry_after)
+            else:
+                return
 
     def _settle(self, repo: str) -> Refs:
         """Return the refs of *repo*, made if need be, once every version that was committed has its tag."""
@@ -173,7 +210,7 @@ class HubRegistry:
 
     def _version_at(self, repo: str, commit: str) -> Version | None:
         """Return the version that *commit* is: its manifest speaks for this repository and for the files beside it."""
-        snapshot = self._snapshot(repo, commit, VERSION_FILES)
+        snapshot = self._snapshot(repo, commit)
         with contextlib.suppress(NotFoundError, MalformedError):
             manifest = Manifest.parse(bytes(read_small(snapshot, MANIFEST_NAME, limit=MAX_MANIFEST, source=repo)))
             is_whole = all(
@@ -189,7 +226,7 @@ class HubRegistry:
         return manifest_digest(self._manifest(repo, commit))
 
     def _manifest(self, repo: str, commit: str) -> bytes:
-        snapshot = self._snapshot(repo, commit, (MANIFEST_NAME,))
+        snapshot = self._snapshot(repo, commit)
         return bytes(read_small(snapshot, MANIFEST_NAME, limit=MAX_MANIFEST, source=repo))
 
     def _commit(self, reference: AdapterRef, version: Version, files: Mapping[str, Bytes], refs: Refs) -> str:
@@ -203,26 +240,35 @@ class HubRegistry:
         if branch not in refs.branches:
             self._client.create_branch(repo, branch, refs.branches[MAIN])
         parent = refs.branches.get(branch, refs.branches[MAIN])
-        content = {name: files[name] for name in VERSION_FILES}
-        content[CARD_NAME] = self._card(repo, parent, files, [*versions, version])
-        digest = manifest_digest(bytes(files[MANIFEST_NAME]))
-        return self._client.commit(repo, branch, parent, content, title=f"Publish {version}", description=digest)
-
-    def _card(self, repo: str, parent: str, files: Mapping[str, Bytes], versions: list[Version]) -> bytes:
-        from lora_hub.documents.model_card import update_card  # what only publishers need
-
-        snapshot = self._snapshot(repo, parent, (CARD_NAME,))
-        current = (
-            bytes(read_small(snapshot, CARD_NAME, limit=MAX_CARD, source=repo)) if CARD_NAME in snapshot.files else b""
+        content = {name: files[name] for name in (*VERSION_FILES, *signature_names(files))}
+        before = self._snapshot(repo, parent)
+        content[CARD_NAME] = _card(repo, before, files, [*versions, version])
+        return self._client.commit(
+            repo,
+            branch,
+            parent,
+            content,
+            # Signatures of the version before are none of this one.
+            removed=[name for name in before.files if is_signature_name(name) and name not in content],
+            title=f"Publish {version}",
+            description=manifest_digest(bytes(files[MANIFEST_NAME])),
         )
-        return update_card(
-            current,
-            bytes(files.get(CARD_NAME, b"")),
-            manifest=Manifest.parse(bytes(files[MANIFEST_NAME])),
-            config=AdapterConfig.parse(bytes(files[CONFIG_NAME])),
-            digest=manifest_digest(bytes(files[MANIFEST_NAME])),
-            versions=versions,
-        )
+
+
+def _card(repo: str, before: Snapshot, files: Mapping[str, Bytes], versions: list[Version]) -> bytes:
+    """Return the card to publish: what stands there *before*, brought up to date."""
+    from lora_hub.documents.model_card import update_card  # what only publishers need
+
+    has_card = CARD_NAME in before.files
+    current = bytes(read_small(before, CARD_NAME, limit=MAX_CARD, source=repo)) if has_card else b""
+    return update_card(
+        current,
+        bytes(files.get(CARD_NAME, b"")),
+        manifest=Manifest.parse(bytes(files[MANIFEST_NAME])),
+        config=AdapterConfig.parse(bytes(files[CONFIG_NAME])),
+        digest=manifest_digest(bytes(files[MANIFEST_NAME])),
+        versions=versions,
+    )
 
 
 def _wait_or_raise(error: Exception, waits: Iterator[float], wish: str | None = None) -> None:

@@ -10,13 +10,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -81,18 +81,24 @@ class HubClient:
 
         return self._ask(f"the tags of `{repo}`", ask)
 
-    def files(self, repo: str, commit: str, names: tuple[str, ...]) -> dict[str, HubFile]:
-        """Return those of the files *names* that *commit* has. One request."""
+    def files(self, repo: str, commit: str, folder: str = "") -> dict[str, HubFile]:
+        """Return the files that *commit* has in *folder*, the first thousand, by name. One request."""
+        place = f"{commit}/{folder}" if folder else commit
 
+        # A GET of our own, as in `search`.
         def ask() -> dict[str, HubFile]:
-            found = self._api.get_paths_info(repo, list(names), revision=commit)
+            url = f"{self._endpoint}/api/models/{repo}/tree/{place}"
+            response = get_session().get(url, headers=self._headers(), timeout=None)
+            hf_raise_for_status(response)
+            files = [RepoFile(**entry) for entry in response.json() if entry["type"] == "file"]
             return {
-                f.path: HubFile(size=f.size, sha256=f.lfs.sha256 if f.lfs else None, xet_hash=f.xet_hash)
-                for f in found
-                if isinstance(f, RepoFile) and f.path in names
+                f.path.rpartition("/")[2]: HubFile(
+                    size=int(f.size), sha256=f.lfs.sha256 if f.lfs else None, xet_hash=f.xet_hash
+                )
+                for f in files
             }
 
-        return self._ask(f"`{repo}` at {commit}", ask)
+        return self._ask(f"`{repo}` at {place}", ask)
 
     def search(
         self, *, text: str | None = None, author: str | None = None, tags: tuple[str, ...], limit: int
@@ -218,15 +224,26 @@ class HubClient:
         return self._ask(f"tagging `{repo}`", create, is_write=True)
 
     def commit(
-        self, repo: str, branch: str, parent: str, files: Mapping[str, Bytes], *, title: str, description: str
+        self,
+        repo: str,
+        branch: str,
+        parent: str,
+        files: Mapping[str, Bytes],
+        *,
+        removed: Iterable[str] = (),
+        title: str,
+        description: str = "",
     ) -> str:
-        """Commit *files* onto *branch*, whose head must be *parent*, and return the id of the commit.
+        """Commit *files*, without those *removed*, onto *branch*, whose head must be *parent*; return the commit's id.
 
         Raises:
             BranchMovedError: The head is another one.
             NoAnswerError: It may have been done, or not.
         """
-        operations = [CommitOperationAdd(name, bytes(content)) for name, content in files.items()]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(name, bytes(content)) for name, content in files.items()),
+            *(CommitOperationDelete(name) for name in removed),
+        ]
         what = f"committing to `{repo}`"
         try:
             with manners(get_session()), _bars_on_terminals_only():

@@ -12,13 +12,11 @@ from lora_hub.documents.manifest import FileEntry
 from lora_hub.errors import NotFoundError, PolicyError
 from lora_hub.files import machine_errors, read_file, write_files
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.find import Choice, find
-from lora_hub.registry.published import Published, look_up
-from lora_hub.registry.pull import Pulled, bring, check_remembered, find_in_store
+from lora_hub.registry.pull import Pulled, bring, find_in_store
 from lora_hub.registry.registry import Registry, check_may_connect
+from lora_hub.registry.resolve import Choice, resolve, resolve_at, resolve_trusted
 from lora_hub.registry.store import Store
 from lora_hub.registry.terms import Terms
-from lora_hub.registry.trust import authorize
 
 DEFAULT_PATH = Path(LOCK_NAME)
 
@@ -33,13 +31,13 @@ def read_lock(path: Path) -> LockFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locked:
-    """What `lock` wrote, and which newer versions it passed over because they are not pinned."""
+    """What `lock` wrote, and what each reference was found to mean: what it passed over, and what is yanked."""
 
     file: LockFile
-    skipped: tuple[AdapterRef, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
-def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], store: Store, terms: Terms) -> Locked:
+def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], terms: Terms) -> Locked:
     """Write into the lock file at *path* what each reference means now in its registry; no weights move.
 
     Raises:
@@ -47,28 +45,26 @@ def lock(path: Path, wanted: Iterable[tuple[AdapterRef, Registry]], store: Store
         PolicyError: One of them is not what it was when it was pinned, or pulled before.
     """
     _existing(path)  # what cannot be read is found before anybody is asked
-    found = [(reference, registry, _find(reference, registry, store, terms)) for reference, registry in wanted]
-    entries = [_lock_entry(reference, registry, choice.published) for reference, registry, choice in found]
+    found = [(reference, registry, _find(reference, registry, terms)) for reference, registry in wanted]
+    entries = [_lock_entry(reference, registry, choice) for reference, registry, choice in found]
     # Read only now: others may have written while the registries were asked.
     locked = _existing(path).with_entries(entries)
     with machine_errors():
         write_files(path.absolute().parent, {path.name: locked.to_bytes()})
-    return Locked(file=locked, skipped=tuple(choice.skipped for *_, choice in found if choice.skipped is not None))
+    return Locked(file=locked, choices=tuple(choice for *_, choice in found))
 
 
 def _existing(path: Path) -> LockFile:
     return read_lock(path) if path.exists() else LockFile()
 
 
-def _find(reference: AdapterRef, registry: Registry, store: Store, terms: Terms) -> Choice:
+def _find(reference: AdapterRef, registry: Registry, terms: Terms) -> Choice:
     check_may_connect(registry, offline=terms.offline)
-    choice = find(registry, reference, terms.policy)
-    check_remembered(choice.published, registry, store, terms, reference.digest)
-    authorize(terms.policy, registry, choice.published, digest=reference.digest)
-    return choice
+    return resolve_trusted(reference, registry, terms)
 
 
-def _lock_entry(reference: AdapterRef, registry: Registry, published: Published) -> LockEntry:
+def _lock_entry(reference: AdapterRef, registry: Registry, choice: Choice) -> LockEntry:
+    published, decision = choice.published, choice.verdict.decision
     version = published.reference.version
     return LockEntry(
         reference=str(reference),
@@ -77,6 +73,7 @@ def _lock_entry(reference: AdapterRef, registry: Registry, published: Published)
         commit=published.snapshot.commit,
         digest=published.digest,
         files=published.document.files,
+        signer=", ".join(map(str, decision.signers)) or ("pinned" if decision.is_pinned else "nobody"),
     )
 
 
@@ -92,31 +89,25 @@ def pull_locked(
         PolicyError: What a registry has is not what was locked, or what was locked is not what this user pinned.
     """
     planned = [(entry, *_plan(entry, open_registry(entry.registry), store, terms)) for entry in entries]
-    return (_bring(entry, registry, published, store, terms) for entry, registry, published in planned)
+    return (_bring(entry, registry, choice, store, terms) for entry, registry, choice in planned)
 
 
-def _bring(entry: LockEntry, registry: Registry, published: Published | None, store: Store, terms: Terms) -> Pulled:
-    kept = None if published else find_in_store(entry.exact, registry, store, terms, entry.digest)
+def _bring(entry: LockEntry, registry: Registry, choice: Choice | None, store: Store, terms: Terms) -> Pulled:
+    kept = None if choice else find_in_store(entry.exact, registry, store, terms, entry.digest)
     # What was in the store may have been removed since.
-    return kept or bring(Choice(published=published or _look_up(entry, registry)), registry, store, terms)
+    return kept or bring(choice or _resolve(entry, registry, terms), registry, store, terms)
 
 
-def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> tuple[Registry, Published | None]:
+def _plan(entry: LockEntry, registry: Registry, store: Store, terms: Terms) -> tuple[Registry, Choice | None]:
     """Return where *entry* comes from: its registry, and what that has if the store does not have it."""
     _check_entry(entry, registry, terms)
     if store.has(entry.digest):
         _check_files(entry, store.describe(entry.digest).manifest.files)
         return registry, None
     check_may_connect(registry, offline=terms.offline, why=f"`{entry.exact}` is not in the store, and")
-    published = _look_up(entry, registry)
-    if published.digest != entry.digest:
-        raise PolicyError(
-            f"`{entry.exact}` in `{registry.url}` was locked as {entry.digest} and is now {published.digest}",
-            hint="a published version never changes: ask its publisher what happened before you lock the new one",
-        )
-    published.check_identity()
-    _check_files(entry, published.document.files)
-    return registry, published
+    choice = _resolve(entry, registry, terms)
+    _check_files(entry, choice.published.document.files)
+    return registry, choice
 
 
 def _check_entry(entry: LockEntry, registry: Registry, terms: Terms) -> None:
@@ -133,12 +124,23 @@ def _check_entry(entry: LockEntry, registry: Registry, terms: Terms) -> None:
         )
 
 
-def _look_up(entry: LockEntry, registry: Registry) -> Published:
-    """By commit, which no tag can move; if that is gone, by what has the version now: its digest decides as ever."""
+def _resolve(entry: LockEntry, registry: Registry, terms: Terms) -> Choice:
+    """By version, or by commit, which no tag can move; if the version moved, by that commit: its digest decides."""
+    choice = _first_that_matches(entry, registry, terms)
+    if choice.published.digest != entry.digest:
+        raise PolicyError(
+            f"`{entry.exact}` in `{registry.url}` was locked as {entry.digest} and is now {choice.published.digest}",
+            hint="a published version never changes: ask its publisher what happened before you lock the new one",
+        )
+    choice.verdict.decision.require()
+    return choice
+
+
+def _first_that_matches(entry: LockEntry, registry: Registry, terms: Terms) -> Choice:
     if entry.commit is not None:
         with contextlib.suppress(NotFoundError):
-            return look_up(registry, entry.exact, entry.commit)
-    return find(registry, entry.exact, expected=entry.digest).published
+            return resolve_at(entry.exact, entry.commit, registry, terms, entry.digest)
+    return resolve(entry.exact, registry, terms, entry.digest)
 
 
 def _check_files(entry: LockEntry, files: tuple[FileEntry, ...]) -> None:

@@ -27,8 +27,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
+from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, SIGNATURE_NAME, signature_names
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, PAYLOAD_NAMES, VERSION_FILES, Manifest, differs
+from lora_hub.documents.statement import YANKED, is_yank_name
 from lora_hub.errors import (
     MalformedError,
     NotFoundError,
@@ -36,10 +38,10 @@ from lora_hub.errors import (
     UsageError,
     VersionConflictError,
 )
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, exact_version
 from lora_hub.registry.network import timeout
 from lora_hub.registry.object_errors import CHECK, LOG_IN, package_of, store_errors
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
@@ -88,7 +90,11 @@ class ObjectStoreRegistry:
         """Return the files of a version."""
         folder = f"{reference.name}/{revision}"
         with self._errors():
-            sizes = {name: self._size(f"{folder}/{name}") for name in VERSION_FILES if Version.is_version(revision)}
+            names = (*VERSION_FILES, SIGNATURE_NAME) if Version.is_version(revision) else ()
+            sizes = {name: self._size(f"{folder}/{name}") for name in names}
+            if sizes.get(SIGNATURE_NAME) is not None:  # then perhaps of more than one signer
+                for name in signature_names(self._list(folder)):
+                    sizes[name] = self._size(f"{folder}/{name}")
         if sizes.get(MANIFEST_NAME) is None:
             message = f"`{self._url}` has no version `{revision}` of `{reference.name}`"
             raise NotFoundError(message, hint=f"run `lora-hub list {reference.name}` to see what it has")
@@ -99,18 +105,14 @@ class ObjectStoreRegistry:
 
         return Snapshot(commit=None, files=files, read=read)
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes], sign: Sign = unsigned) -> Publication:
         """Make *files* an exact version; change nothing if it exists. The module's docstring says why this is safe.
 
         Raises:
             UsageError: The store cannot create an object only where there is none.
             VersionConflictError: Somebody is publishing other content under this version, or died of it.
         """
-        if self._protocol not in _CREATES:
-            raise UsageError(
-                f"a registry of the kind `{self._protocol}:` is only read from, `{self._url}` cannot be published to",
-                hint=f"publish to a directory, or to a URL of the kind {', '.join(f'`{name}:`' for name in _CREATES)}",
-            )
+        self._check_writable()
         folder = f"{reference.name}/{reference.version}"
         claim = f"{_CLAIMS}/{folder}.json"
         manifest, mine = f"{folder}/{MANIFEST_NAME}", bytes(files[MANIFEST_NAME])
@@ -122,14 +124,35 @@ class ObjectStoreRegistry:
             is_new = self._size(manifest) is None  # if it is there since, no claim means anything any more
             if is_new:
                 self._check_same(agreed, mine, reference)
-                for name in PAYLOAD_NAMES:
-                    self._fs.pipe_file(f"{folder}/{name}", files[name])
+                written = {**{name: files[name] for name in PAYLOAD_NAMES}, **sign(agreed)}
+                for name, content in written.items():
+                    self._fs.pipe_file(f"{folder}/{name}", bytes(content))
                 is_new = self._create(manifest, agreed)
                 if not is_new and self._size(manifest) is None:
                     raise RegistryError(f"`{self._url}` is busy with `{reference}`", hint="push the same again")
             with suppress(FileNotFoundError, PermissionError):  # to whom the store forbids it, the claim stays
                 self._fs.rm_file(claim)
         return Publication(is_new=is_new and agreed == mine)
+
+    def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:  # noqa: ARG002 - one look is enough
+        """Return the bundles that are said to yank the exact version *reference*."""
+        folder, version = f"{reference.name}/{YANKED}", exact_version(reference)
+        with self._errors():
+            names = sorted(name for name in self._list(folder) if is_yank_name(name, version))[:MAX_SIGNATURES]
+            return [self._fs.cat_file(f"{folder}/{name}", start=0, end=MAX_BUNDLE + 1) for name in names]
+
+    def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
+        """Put a bundle among those that yank versions of the adapter."""
+        self._check_writable()
+        with self._errors():
+            self._fs.pipe_file(f"{reference.name}/{YANKED}/{name}", bytes(bundle))
+
+    def _list(self, folder: str) -> list[str]:
+        """Return the names of the files in *folder*; none where it is missing, or nothing can be listed."""
+        try:
+            return [e["name"].rpartition("/")[2] for e in self._fs.ls(folder, detail=True) if e["type"] == "file"]
+        except FileNotFoundError:
+            return []
 
     def _claim(self, claim: str, mine: bytes) -> bytes:
         """Claim a version; return the manifest that the claim on it holds, whoever made that."""
@@ -140,6 +163,13 @@ class ObjectStoreRegistry:
                 return bytes(self._fs.cat_file(claim, start=0, end=MAX_MANIFEST + 1))
             time.sleep(0.1 * 2**attempt)
         raise RegistryError(f"`{claim}` comes and goes in `{self._url}`", hint="push the same again")
+
+    def _check_writable(self) -> None:
+        if self._protocol not in _CREATES:
+            raise UsageError(
+                f"a registry of the kind `{self._protocol}:` is only read from, `{self._url}` cannot be published to",
+                hint=f"publish to a directory, or to a URL of the kind {', '.join(f'`{name}:`' for name in _CREATES)}",
+            )
 
     def _check_same(self, agreed: bytes, mine: bytes, reference: AdapterRef) -> None:
         try:

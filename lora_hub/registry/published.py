@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lora_hub.documents.adapter_config import MAX_CONFIG, AdapterConfig
+from lora_hub.documents.bundle import MAX_BUNDLE, signature_names
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
@@ -90,6 +91,11 @@ class Published:
                 f"`{self.source}` is {found or 'a draft'} by its manifest ({self.digest})",
                 hint="the registry was tampered with or copied wrongly: ask who runs it",
             )
+
+    def bundles(self) -> dict[str, Bytes]:
+        """Return the signatures that lie beside it, by file name, unverified."""
+        names = signature_names(self.snapshot.files)
+        return {name: read_small(self.snapshot, name, limit=MAX_BUNDLE, source=self.source) for name in names}
 
     def read(self, *, partials: Path | None = None, progress: Progress = no_progress) -> Download:
         """Return all files, still to be proven; a large one is kept under *partials* as well."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_hub.documents.fields import Bytes
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import IntegrityError, NotFoundError, UsageError
+from lora_hub.errors import IntegrityError, NotFoundError, UntrustedError, UsageError
 from lora_hub.reference import AdapterRef, is_digest
-from lora_hub.registry.find import Choice, find
+from lora_hub.registry.proof import Evidence, Verdict, judge
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry, check_may_connect
+from lora_hub.registry.resolve import Choice, resolve_trusted
 from lora_hub.registry.store import Store
-from lora_hub.registry.terms import DEFAULT_TERMS, Terms
-from lora_hub.registry.trust import authorize
+from lora_hub.registry.terms import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
     """What `pull` brought: an exact version or commit, proven, in a directory of the local store that PEFT can load.
 
-    ``skipped`` is the newest version that the reference would mean if it were pinned.
+    ``reason`` says why it may be used. ``skipped`` is the newest version that was passed over for it, and
+    ``skipped_because`` says why. ``yanked`` is why its publisher asks not to use it any more, if that is so.
     """
 
     reference: AdapterRef
@@ -30,15 +33,16 @@ class Pulled:
     path: Path
     adapter: VerifiedAdapter
     commit: str | None = None
+    reason: str = ""
     skipped: AdapterRef | None = None
+    skipped_because: str = ""
+    yanked: str | None = None
 
 
-def pull(
-    reference: AdapterRef, registry: Registry, store: Store, terms: Terms = DEFAULT_TERMS, *, digest: str | None = None
-) -> Pulled:
+def pull(reference: AdapterRef, registry: Registry, store: Store, terms: Terms, *, digest: str | None = None) -> Pulled:
     """Bring the version that *reference* selects into *store*, prove it, and return it.
 
-    An exact version, commit or digest that is trusted and in the store needs no registry.
+    An exact version, commit or digest that may be used and is in the store needs no registry.
 
     Args:
         reference: Which adapter, and which version of it.
@@ -49,7 +53,7 @@ def pull(
 
     Raises:
         NotFoundError: No such adapter or version.
-        UntrustedError: It comes from a registry that others may write into, and is not pinned.
+        UntrustedError: Neither a rule of the policy nor a digest speaks for it.
         IntegrityError: Bytes do not match the manifest, or the manifest is that of another version.
         PolicyError: It is not what was pinned, or what the registry published under this version before.
     """
@@ -58,21 +62,7 @@ def pull(
     if kept is not None:
         return kept
     check_may_connect(registry, offline=terms.offline, why=f"`{reference}` is not in the store, and")
-    found = find(registry, reference, terms.policy, expected)
-    check_remembered(found.published, registry, store, terms, expected)
-    authorize(terms.policy, registry, found.published, digest=expected)
-    return bring(found, registry, store, terms)
-
-
-def check_remembered(
-    published: Published, registry: Registry, store: Store, terms: Terms, expected: str | None
-) -> None:
-    """Raise `PolicyError` if *registry* had another content under this version when it was last pulled.
-
-    Who names or pins the digest has said which content is meant.
-    """
-    if expected is None and terms.policy.pin(registry.url, published.reference) is None:
-        store.check_unchanged(registry.url, published.reference, published.digest)
+    return bring(resolve_trusted(reference, registry, terms, expected), registry, store, terms)
 
 
 def expected_digest(reference: AdapterRef, digest: str | None) -> str | None:
@@ -90,64 +80,102 @@ def expected_digest(reference: AdapterRef, digest: str | None) -> str | None:
 def find_in_store(
     reference: AdapterRef, registry: Registry, store: Store, terms: Terms, expected: str | None
 ) -> Pulled | None:
-    """Return what needs no registry: a named or pinned digest, or a version that a directory was seen to have."""
-    for exact, digest in _known(reference, registry, store, terms, expected):
-        with contextlib.suppress(NotFoundError):
+    """Return what needs no registry: a digest that is named or pinned, or a version that was accepted before.
+
+    Policy and signatures decide anew whether it may be used; if not, the registry may have more signatures.
+    """
+    for exact, digest in _known(reference, registry, terms, expected):
+        with contextlib.suppress(NotFoundError, UntrustedError):
             adapter = store.read(digest)
             named = adapter.manifest.reference
             if named is not None and (named.name != exact.name or exact.version not in {None, named.version}):
                 raise IntegrityError(
                     f"`{digest}` is {named}, not `{exact}`", hint="check the digest that was asked for"
                 )
+            verdict = _judge_stored(adapter, exact, registry, store, terms, expected)
+            verdict.decision.require()
             pin = terms.policy.pin(registry.url, exact)
-            shown = named if named is not None and exact.digest else exact
-            return _pulled(shown, adapter, store, commit=exact.commit or (pin.commit if pin else None))
+            return Pulled(
+                reference=named if named is not None and exact.digest else exact,
+                digest=digest,
+                path=store.path(digest),
+                adapter=dataclasses.replace(adapter, signers=verdict.decision.signers),
+                commit=exact.commit or (pin.commit if pin else None),
+                reason=verdict.decision.reason,
+            )
     return None
 
 
 def _known(
-    reference: AdapterRef, registry: Registry, store: Store, terms: Terms, expected: str | None
+    reference: AdapterRef, registry: Registry, terms: Terms, expected: str | None
 ) -> Iterator[tuple[AdapterRef, str]]:
     """Yield exact references, and their digests, that are known without asking the registry; the best first."""
     if expected is not None:
         yield reference, expected
     elif reference.version is not None or reference.commit is not None:
-        yield from _trusted(reference, registry, store, terms)
+        yield from _accepted(reference, registry, terms)
     elif terms.offline and registry.is_remote:
         pins = terms.policy.pins_of(registry.url, reference.name)
-        versions = {pin.reference.version for pin in pins} - {None}
-        for version in sorted((v for v in versions if v and reference.selects(v)), reverse=True):
-            yield from _trusted(reference.at(version), registry, store, terms)
+        seen = terms.memory.read().versions(registry.url, reference)
+        versions = {version for version, sight in seen.items() if not sight.is_yanked}
+        versions |= {version for pin in pins if (version := pin.reference.version) is not None}
+        for version in sorted(filter(reference.selects, versions), reverse=True):
+            yield from _accepted(reference.at(version), registry, terms)
         if not versions and reference.selector is None:  # what lora-hub never published
             yield from ((reference.at(pin.commit), pin.digest) for pin in reversed(pins) if pin.commit)
 
 
-def _trusted(exact: AdapterRef, registry: Registry, store: Store, terms: Terms) -> Iterator[tuple[AdapterRef, str]]:
+def _accepted(exact: AdapterRef, registry: Registry, terms: Terms) -> Iterator[tuple[AdapterRef, str]]:
     pin = terms.policy.pin(registry.url, exact)
     if pin is not None:
         yield exact, pin.digest
-    elif not registry.is_remote:
-        known = store.known_digest(registry.url, exact)
-        if known is not None:
-            yield exact, known
+    elif not registry.is_remote or terms.policy.rule(exact.name) is not None:
+        seen = terms.memory.digest(registry.url, exact)
+        if seen is not None:
+            yield exact, seen
+
+
+def _judge_stored(
+    adapter: VerifiedAdapter, exact: AdapterRef, registry: Registry, store: Store, terms: Terms, named: str | None
+) -> Verdict:
+    evidence = Evidence(
+        registry=registry.url,
+        is_remote=registry.is_remote,
+        reference=exact,
+        digest=adapter.digest,
+        manifest=lambda: adapter.manifest,
+        bundles=lambda: store.bundles(adapter.digest),
+        source=f"{exact} in the store",
+    )
+    return judge(evidence, terms.policy, terms.project, terms.now, named=named)
 
 
 # Bringing it here
 
 
 def bring(choice: Choice, registry: Registry, store: Store, terms: Terms) -> Pulled:
-    """Bring what was found and is trusted into *store*."""
-    published = choice.published
+    """Bring what was found and may be used into *store*."""
+    published, verdict = choice.published, choice.verdict
     try:
         adapter = store.read(published.digest)
+        store.add_bundles(adapter.digest, verdict.bundles)
     except NotFoundError:
-        adapter = _fetch(published, store, terms)
-    store.remember(registry.url, published.reference, published.digest)
-    commit = published.snapshot.commit
-    return _pulled(published.reference, adapter, store, commit=commit, skipped=choice.skipped)
+        adapter = _fetch(published, verdict.bundles, store, terms)
+    terms.memory.remember(registry.url, published.reference, published.digest)
+    return Pulled(
+        reference=published.reference,
+        digest=adapter.digest,
+        path=store.path(adapter.digest),
+        adapter=dataclasses.replace(adapter, signers=verdict.decision.signers),
+        commit=published.snapshot.commit,
+        reason=verdict.decision.reason,
+        skipped=choice.skipped,
+        skipped_because=choice.skipped_because,
+        yanked=choice.yanked,
+    )
 
 
-def _fetch(published: Published, store: Store, terms: Terms) -> VerifiedAdapter:
+def _fetch(published: Published, bundles: Mapping[str, Bytes], store: Store, terms: Terms) -> VerifiedAdapter:
     store.sweep()
     download = published.read(partials=store.partials, progress=terms.progress)
     try:
@@ -158,19 +186,5 @@ def _fetch(published: Published, store: Store, terms: Terms) -> VerifiedAdapter:
         # What an earlier run left may have been bad: it is gone now, and everything is read anew.
         download = published.read(partials=store.partials, progress=terms.progress)
         adapter = download.verify(source=published.source)
-    store.add(adapter, download.files, written=download.written)
+    store.add(adapter, {**download.files, **bundles}, written=download.written)
     return adapter
-
-
-def _pulled(
-    reference: AdapterRef,
-    adapter: VerifiedAdapter,
-    store: Store,
-    *,
-    commit: str | None = None,
-    skipped: AdapterRef | None = None,
-) -> Pulled:
-    path = store.path(adapter.digest)
-    return Pulled(
-        reference=reference, digest=adapter.digest, path=path, adapter=adapter, commit=commit, skipped=skipped
-    )

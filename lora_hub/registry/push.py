@@ -9,10 +9,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_hub.adapter_directory import read_files
+from lora_hub.adapter_directory import read_bundles, read_files
+from lora_hub.documents.bundle import SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
-from lora_hub.documents.trust_policy import Pin
+from lora_hub.documents.statement import SignedFiles
+from lora_hub.documents.trust_entries import Pin
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.errors import (
     IntegrityError,
@@ -29,7 +31,8 @@ from lora_hub.registry.journal import Journal
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
-from lora_hub.registry.trust import TrustFile
+from lora_hub.registry.trust_file import TrustFile
+from lora_hub.signing.keys import PrivateKey
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -38,22 +41,65 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 class Pushed:
     """What `push` did.
 
-    ``is_new`` is False if the registry had the same content under this version already. ``replaced`` are pins of this
-    user that said something else of this version, as of that on another Hub.
+    ``is_new`` is False if the registry had the same content under this version already. ``signers`` are fingerprints of
+    the keys whose signatures lie beside it. ``replaced`` are pins of this user that said something else of this
+    version, as of that on another Hub. ``left_out`` are signatures in the directory that are not of this version.
     """
 
     reference: AdapterRef
     digest: str
     registry: str
     is_new: bool
+    signers: tuple[str, ...] = ()
     commit: str | None = None
     replaced: tuple[Pin, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def push(directory: Path, reference: AdapterRef, registry: Registry, store: Store, trust: TrustFile) -> Pushed:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is to be published: the files, the manifest, and the signatures in the directory that are over it."""
+
+    files: dict[str, Bytes]
+    manifest: bytes
+    bundles: dict[str, Bytes]
+    left_out: tuple[str, ...]
+
+    def sign(self, manifest: bytes, key: PrivateKey | None) -> dict[str, Bytes]:
+        """Return the bundles to publish beside *manifest*: those that are over it, and the one of *key*."""
+        bundles = dict(self.bundles) if manifest == self.manifest else {}
+        return bundles if key is None else add_signature(bundles, manifest, key)
+
+
+def add_signature(bundles: dict[str, Bytes], manifest: bytes, key: PrivateKey) -> dict[str, Bytes]:
+    """Return *bundles*, by file name, with that of *key* over *manifest* among them."""
+    from lora_hub.signing.sign import sign
+
+    fingerprint = key.public.fingerprint
+    if fingerprint in map(signer_of, bundles.values()):
+        return bundles
+    statement = SignedFiles.of(manifest, Manifest.parse(manifest), public_key=key.public.pem).to_bytes()
+    name = further_name(fingerprint) if SIGNATURE_NAME in bundles else SIGNATURE_NAME
+    return {**bundles, name: sign(statement, key)}
+
+
+def signer_of(bundle: Bytes) -> str:
+    """Return the fingerprint that *bundle* names, unverified, or an empty text if its signer is keyless."""
+    return Bundle.parse(bundle).hint or ""
+
+
+def push(
+    directory: Path,
+    reference: AdapterRef,
+    registry: Registry,
+    store: Store,
+    trust: TrustFile,
+    key: PrivateKey | None = None,
+) -> Pushed:
     """Publish the adapter in *directory* as the exact version *reference*; nothing is written into *directory*.
 
-    What was published in a registry that others may write into is pinned: whoever published it trusts it.
+    It is signed with *key*, if there is one, beside the signatures that lie in *directory* already. What was published
+    where others may write, and is not trusted by a rule, is pinned: whoever published it trusts it.
 
     Raises:
         UsageError: *reference* names no exact version.
@@ -61,19 +107,30 @@ def push(directory: Path, reference: AdapterRef, registry: Registry, store: Stor
         VersionConflictError: The version exists with other content.
     """
     exact_version(reference)
-    files, manifest = _prepare(directory, reference)
+    prepared = _prepare(directory, reference)
     if not registry.is_remote:
-        return _publish(reference, registry, files, manifest)
+        return _publish(reference, registry, prepared, prepared.manifest, key)
     trust.check_can_be_extended()
     journal = Journal(store.pushes)
+    manifest = prepared.manifest
+    if not prepared.bundles:  # signatures are over these bytes alone, not over those of an earlier try
+        manifest = journal.open(registry.url, reference, manifest)
     try:
-        pushed = _publish(reference, registry, files, journal.open(registry.url, reference, manifest))
+        pushed = _publish(reference, registry, prepared, manifest, key)
     except VersionConflictError:
         journal.close(registry.url, reference)
         raise
-    replaced = trust.add([_pin(pushed)], replace=True)
+    replaced = [] if _is_trusted(trust, pushed) else trust.add([_pin(pushed)], replace=True)
     journal.close(registry.url, reference)
     return dataclasses.replace(pushed, replaced=tuple(replaced))
+
+
+def _is_trusted(trust: TrustFile, pushed: Pushed) -> bool:
+    """Whether a rule trusts who signed it, so that it needs no pin."""
+    policy = trust.read()
+    rule = policy.rule(pushed.reference.name)
+    signing = {key.fingerprint for key in policy.keys_of(rule)} & set(pushed.signers) if rule else set()
+    return rule is not None and len(signing) >= rule.threshold and policy.pin(pushed.registry, pushed.reference) is None
 
 
 def _pin(pushed: Pushed) -> Pin:
@@ -81,30 +138,61 @@ def _pin(pushed: Pushed) -> Pin:
     return Pin(registry=pushed.registry, name=name, version=version, commit=pushed.commit, digest=pushed.digest)
 
 
-def _prepare(directory: Path, reference: AdapterRef) -> tuple[dict[str, Bytes], bytes]:
+def _prepare(directory: Path, reference: AdapterRef) -> _Prepared:
     """Return the files in *directory*, proven, and the manifest bytes under which they are to be published."""
     files = read_files(directory)
-    derived = verify(files, source=str(directory)).manifest.to_bytes()
-    manifest = publish(bytes(files.get(MANIFEST_NAME, derived)), reference=reference, created=_now())
+    adapter = verify(files, source=str(directory))
+    draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
+    is_final = adapter.manifest.reference == reference
+    bundles = read_bundles(directory)
+    signed = {name: content for name, content in bundles.items() if is_final and _is_over(content, draft, directory)}
+    manifest = draft if signed else publish(draft, reference=reference, created=now())
     Manifest.parse(manifest)  # what nobody could read again is not published for good
     with contextlib.suppress(NotFoundError):
         files[CARD_NAME] = read_file(directory / CARD_NAME, limit=MAX_CARD)
-    return files, manifest
+    left_out = tuple(name for name in bundles if name not in signed)
+    return _Prepared(files=files, manifest=manifest, bundles=signed, left_out=left_out)
 
 
-def _publish(reference: AdapterRef, registry: Registry, files: dict[str, Bytes], manifest: bytes) -> Pushed:
-    publication = registry.publish(reference, {**files, MANIFEST_NAME: manifest})
-    digest, commit = manifest_digest(manifest), publication.commit
+def _is_over(bundle: Bytes, manifest: bytes, directory: Path) -> bool:
+    """Whether *bundle* says that it signs *manifest*; that it truly does is for those to verify who have the key."""
+    digest, parsed = manifest_digest(manifest), Manifest.parse(manifest)
+    try:
+        SignedFiles.parse(Bundle.parse(bundle).payload).check(digest, lambda: parsed, source=str(directory))
+    except IntegrityError:
+        return False
+    return True
+
+
+def _publish(
+    reference: AdapterRef, registry: Registry, prepared: _Prepared, manifest: bytes, key: PrivateKey | None
+) -> Pushed:
+    signed: dict[str, Bytes] = {}
+
+    def sign(published: bytes) -> dict[str, Bytes]:
+        signed.update(prepared.sign(published, key))
+        return signed
+
+    publication = registry.publish(reference, {**prepared.files, MANIFEST_NAME: manifest}, sign)
+    digest, commit, bundles = manifest_digest(manifest), publication.commit, signed
     if not publication.is_new:
         published = _adopt(registry, reference, manifest)
-        digest, commit = published.digest, published.snapshot.commit
-    return Pushed(reference=reference, digest=digest, registry=registry.url, is_new=publication.is_new, commit=commit)
+        digest, commit, bundles = published.digest, published.snapshot.commit, published.bundles()
+    return Pushed(
+        reference=reference,
+        digest=digest,
+        registry=registry.url,
+        is_new=publication.is_new,
+        signers=tuple(filter(None, map(signer_of, bundles.values()))),
+        commit=commit,
+        left_out=prepared.left_out,
+    )
 
 
 def _adopt(registry: Registry, reference: AdapterRef, mine: bytes) -> Published:
     """Return what is published, which must be the same content: all but the time of its first push."""
     try:
-        published = find(registry, reference).published
+        published = find(registry, reference)
         is_other = differs(published.manifest, mine)
         if not registry.is_remote:
             published.read().verify(source=published.source)
@@ -120,7 +208,7 @@ def _adopt(registry: Registry, reference: AdapterRef, mine: bytes) -> Published:
     return published
 
 
-def _now() -> str:
+def now() -> str:
     """Return the time of publication, which a build may fix: https://reproducible-builds.org/specs/source-date-epoch."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
     try:

@@ -26,7 +26,7 @@ class Snapshot:
 
     Attributes:
         commit: The commit, in a registry that has commits.
-        files: Those of an adapter's files that are there, by name.
+        files: Those of an adapter's files that are there, its signatures among them, by name.
         read: ``read(name, start, stop)`` yields the bytes of a file from *start* up to *stop*, which is excluded; None
             is its end.
     """
@@ -66,6 +66,15 @@ class Found:
     downloads: int | None = None
 
 
+# ``sign(manifest bytes)`` returns the bundles to publish beside that manifest, by file name.
+Sign = Callable[[bytes], Mapping[str, Bytes]]
+
+
+def unsigned(_manifest: bytes) -> Mapping[str, Bytes]:
+    """Sign nothing."""
+    return {}
+
+
 class Registry(Protocol):
     """A place that keeps immutable versions of adapters."""
 
@@ -93,8 +102,17 @@ class Registry(Protocol):
             NotFoundError: There is no such revision.
         """
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes]) -> Publication:
-        """Make *files* an exact version, whole or not at all; change nothing if the version exists."""
+    def publish(self, reference: AdapterRef, files: Mapping[str, Bytes], sign: Sign = unsigned) -> Publication:
+        """Make *files* an exact version, whole or not at all; change nothing if the version exists.
+
+        *sign* is called once it is sure which manifest is published: another publisher's of the same content, perhaps.
+        """
+
+    def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:
+        """Return the bundles that are said to yank the exact version *reference*, unproven; *listing* is fresh."""
+
+    def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
+        """Put a bundle, which is called *name*, among those that yank versions of the adapter."""
 
 
 def check_may_connect(registry: Registry, *, offline: bool, why: str = "") -> None:

@@ -1,14 +1,14 @@
-"""The local store: adapters by the digest of their manifest, and what each registry called them.
+"""The local store: adapters by the digest of their manifest.
 
 ::
 
-    <home>/store/adapters/<64 hex>/        plain PEFT directories, manifest included
-    <home>/store/versions/<registry>/org/task/1.2.0    the digest that this registry published under this version
+    <home>/store/adapters/<64 hex>/        plain PEFT directories, manifest and verified signatures included
     <home>/store/partial/                  large downloads that are not whole yet, by the SHA-256 they will have
     <home>/store/pushes/                   the manifests of pushes under way
     <home>/store/staging/                  what is being written or removed; `prune` clears it
 
-Everything appears and disappears by one rename, so any number of processes may use a store without a lock.
+Everything appears and disappears by one rename, so any number of processes may use a store without a lock. It belongs
+to one user: where others may write, it is refused, and so is what is no plain file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_hub import places
-from lora_hub.adapter_directory import read_files, read_manifest
-from lora_hub.documents.fields import Bytes, printable, sha256
+from lora_hub.adapter_directory import read_bundles, read_files, read_manifest
+from lora_hub.documents.fields import Bytes, printable
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
 from lora_hub.errors import (
@@ -33,24 +33,22 @@ from lora_hub.errors import (
     LoraHubError,
     MalformedError,
     NotFoundError,
-    PolicyError,
     UsageError,
 )
 from lora_hub.files import (
+    check_own_directory,
     machine_errors,
+    make_private_directory,
     publish_directory,
-    read_file,
     remove_directory,
     remove_leftovers,
     remove_old,
     write_files,
 )
 from lora_hub.reference import AdapterRef, is_digest
-from lora_hub.version import Version
 
 _STALE = 3600  # seconds after which what is half-written belongs to nobody
 _ABANDONED = 7 * 24 * 3600  # seconds after which nobody goes on with a download
-_DIGEST_LINE = 80  # bytes; `sha256:` and 64 hex digits
 
 
 def default_store() -> Store:
@@ -88,13 +86,19 @@ class Store:
 
     @property
     def pushes(self) -> Path:
-        """The directory of the journal of pushes under way."""
+        """The directory of the journal of pushes under way, in a store that is there."""
+        self._make()
         return self.root / "pushes"
 
     @property
     def partials(self) -> Path:
-        """The directory of large downloads that are not whole yet."""
+        """The directory of large downloads that are not whole yet, in a store that is there."""
+        self._make()
         return self.root / "partial"
+
+    def _make(self) -> None:
+        with machine_errors():
+            make_private_directory(self.root)
 
     def add(
         self,
@@ -103,11 +107,12 @@ class Store:
         *,
         written: Mapping[str, Path] = MappingProxyType({}),
     ) -> Path:
-        """Keep *files*, the bytes that *adapter* was proven from, and return the directory they lie in.
+        """Keep *files*, what *adapter* was proven from and its signatures, and return the directory they lie in.
 
         Those that were *written* under `partials` are moved.
         """
         target = self.path(adapter.digest)
+        self._make()
         with machine_errors():
             publish_directory(target, files, staging=self._staging, written=written)
         return target
@@ -123,7 +128,9 @@ class Store:
         if not path.is_dir():
             raise NotFoundError(f"the store has no adapter `{digest}`", hint="run `lora-hub pull`")
         try:
-            files = read_files(path)
+            check_own_directory(self.root)
+            check_own_directory(path, may_be_link=False)
+            files = read_files(path, is_own=True)
             # The digest first: what does not have it is damaged, whatever else is wrong with it.
             found = manifest_digest(bytes(files.get(MANIFEST_NAME, b"")))
             adapter = verify(files, source=str(path)) if found == digest else None
@@ -135,6 +142,18 @@ class Store:
         with contextlib.suppress(OSError):
             os.utime(path)
         return adapter
+
+    def bundles(self, digest: str) -> dict[str, Bytes]:
+        """Return the signatures that are kept beside the adapter with *digest*, by file name."""
+        return read_bundles(self.path(digest), is_own=True)
+
+    def add_bundles(self, digest: str, bundles: Mapping[str, Bytes]) -> None:
+        """Keep signatures, verified ones, beside the adapter with *digest*, which is here."""
+        kept = self.bundles(digest) if bundles else {}
+        new = {name: content for name, content in bundles.items() if kept.get(name) != content}
+        if new:
+            with machine_errors():
+                write_files(self.path(digest), new)
 
     def _damaged(self, digest: str, what: str) -> IntegrityError:
         return IntegrityError(
@@ -174,49 +193,10 @@ class Store:
         names = ", ".join(f"{stored.manifest.reference} ({stored.digest})" for stored in found)
         raise UsageError(f"`{reference}` could be any of {names}", hint="name one by its version or its digest")
 
-    # What registries call them
-
-    def known_digest(self, registry_url: str, reference: AdapterRef) -> str | None:
-        """Return the digest that the registry published under this exact version when it was last seen, if it was."""
-        path = self._version_file(registry_url, reference)
-        try:
-            noted = read_file(path, limit=_DIGEST_LINE).decode(errors="replace").strip()
-        except NotFoundError:
-            return None
-        if not is_digest(noted):
-            # Nothing may be trusted anew just because a file was damaged.
-            raise IntegrityError(f"`{path}` holds no digest", hint="delete it to trust what the registry has now")
-        return noted
-
-    def known_versions(self, registry_url: str, reference: AdapterRef) -> dict[Version, str]:
-        """Return the digests of the versions that the registry was seen to publish, rising."""
-        directory = self._notes(registry_url, reference)
-        with machine_errors():
-            names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-        versions = sorted(Version.parse(name) for name in names if Version.is_version(name))
-        digests = {version: self.known_digest(registry_url, reference.at(version)) for version in versions}
-        return {version: digest for version, digest in digests.items() if digest is not None}
-
-    def check_unchanged(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
-        """Raise `PolicyError` if the registry published another digest under this exact version before."""
-        known = self.known_digest(registry_url, reference)
-        if known is not None and known != digest:
-            raise PolicyError(
-                f"`{reference}` in `{registry_url}` was {known} and is now {digest}: a published version never changes",
-                hint=f"ask its publisher; if the new one is right, use it by digest: `{reference.name}@{digest}`",
-            )
-
-    def remember(self, registry_url: str, reference: AdapterRef, digest: str) -> None:
-        """Keep that the registry published *digest* under this exact version, unless it is known already."""
-        if self.known_digest(registry_url, reference) is None:
-            path = self._version_file(registry_url, reference)
-            with machine_errors():
-                write_files(path.parent, {path.name: f"{digest}\n".encode()})
-
     # Housekeeping
 
     def remove(self, digest: str) -> None:
-        """Remove the adapter with *digest*; what the registries called it stays known."""
+        """Remove the adapter with *digest*; that it was seen stays known."""
         with machine_errors():
             remove_directory(self.path(digest), staging=self._staging)
 
@@ -232,10 +212,10 @@ class Store:
             old = [digest for digest in self._digests() if self._last_used(digest) < limit]
             for digest in old:
                 self.remove(digest)
-            # What was half-written begins with a dot, as no version and no journal entry does.
-            halves = [half for place in ("versions", "pushes") for half in (self.root / place).rglob(".*")]
+            # What was half-written begins with a dot, as no journal entry and no file of an adapter does.
+            halves = [half for place in ("adapters", "pushes") for half in (self.root / place).rglob(".*")]
             swept = remove_leftovers(self._staging, older_than=_STALE) + remove_old(halves, older_than=_STALE)
-            given_up = [self.partials, self.pushes]
+            given_up = [self.root / "partial", self.root / "pushes"]
             return old, swept + sum(remove_leftovers(place, older_than=unused_for) for place in given_up)
 
     def _last_used(self, digest: str) -> float:
@@ -263,13 +243,7 @@ class Store:
         """Remove what killed processes left behind long ago, at the cost of two listings."""
         with machine_errors():
             remove_leftovers(self._staging, older_than=_STALE)
-            remove_leftovers(self.partials, older_than=_ABANDONED)
-
-    def _version_file(self, registry_url: str, reference: AdapterRef) -> Path:
-        return self._notes(registry_url, reference) / str(reference.selector)
-
-    def _notes(self, registry_url: str, reference: AdapterRef) -> Path:
-        return self.root / "versions" / sha256(registry_url.encode())[:32] / reference.org / reference.task
+            remove_leftovers(self.root / "partial", older_than=_ABANDONED)
 
 
 def _is_meant(stored: StoredAdapter, reference: AdapterRef) -> bool:

@@ -1,27 +1,48 @@
-"""What holds for one call: whom to trust, whether the network may be used, how to show progress."""
+"""What holds for one call: whom to trust, what was seen before, whether the network may be used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime as dt
+from dataclasses import dataclass, field
 
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.registry.fetch import Progress, no_progress
+from lora_hub.registry.memory import Memory, default_memory
 from lora_hub.registry.network import is_offline
-from lora_hub.registry.trust import default_trust
+from lora_hub.registry.trust_file import default_trust, project_policy
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What holds for all pulls of one call: whom to trust, whether the network may be used, how to show progress."""
+    """What holds for all pulls of one call.
 
+    Attributes:
+        memory: What was accepted before.
+        policy: Whom this user trusts.
+        project: What the project in the working directory forbids besides.
+        now: The time at which keys must be valid.
+        offline: Whether the network must not be used.
+        progress: How to show what comes.
+    """
+
+    memory: Memory
     policy: TrustPolicy = NOBODY
+    project: TrustPolicy = NOBODY
+    now: dt.datetime = field(default_factory=_now)
     offline: bool = False
     progress: Progress = no_progress
 
 
-DEFAULT_TERMS = Terms()
-
-
 def current_terms(*, offline: bool = False, progress: Progress = no_progress) -> Terms:
-    """Return the terms of this user: the trust policy as it is now, and what the environment says."""
-    return Terms(policy=default_trust().read(), offline=offline or is_offline(), progress=progress)
+    """Return the terms of this user: policy and memory as they are now, and what the environment says."""
+    return Terms(
+        memory=default_memory(),
+        policy=default_trust().read(),
+        project=project_policy(),
+        offline=offline or is_offline(),
+        progress=progress,
+    )

@@ -30,10 +30,11 @@ COMMANDS = [
 
 
 def test_push_says_what_it_published(cli, registry, adapter):
-    """A push prints reference, digest and state on stdout, and nothing on stderr."""
+    """A push prints reference, digest and state on stdout; on stderr it says that nobody signed."""
     done = cli("push", adapter, "org/task@1.0.0")
 
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.err.startswith("note: it is not signed: `lora-hub key generate org`")
     assert done.out.startswith("org/task@1.0.0  sha256:")
     assert done.out.endswith("  published\n")
 
@@ -51,7 +52,7 @@ def test_push_prints_json(cli, registry, adapter):
     """With --json the same is a JSON object, which names the registry too."""
     done = cli("push", adapter, "org/task@1.0.0", "--json")
 
-    assert done.data.keys() == {"reference", "digest", "registry", "commit", "status"}
+    assert done.data.keys() == {"reference", "digest", "registry", "commit", "signers", "status"}
     assert done.data["registry"] == registry.as_uri()
 
 
@@ -238,13 +239,16 @@ def test_cache_prune(cli, published, home):
 
 def test_cache_prune_touches_nothing_else(cli, published, home):
     """Keys, trust and memory are not the cache's business."""
-    for name in ("trust.toml", "keys", "seen.json"):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).touch()
+    cli("key", "generate", "other")
     cli("pull", "org/task")
+    kept = {
+        path: path.read_bytes() for path in home.rglob("*") if path.is_file() and home / "store" not in path.parents
+    }
     cli("cache", "prune", "--days", "0")
 
-    assert {path.name for path in home.iterdir()} == {"trust.toml", "keys", "seen.json", "store"}
+    assert {"trust.toml", "seen.json", "other.key", "other.pub"} <= {path.name for path in kept}
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert list((home / "store" / "adapters").iterdir()) == []
 
 
 def test_plugins_lists_the_built_in_families(cli):

@@ -12,6 +12,7 @@ import pytest
 from adapter_files import WEIGHTS_NAME, adapter_files, large_adapter
 
 from lora_hub import api
+from lora_hub import trust as trusts
 from lora_hub.registry import network
 from lora_hub.registry.network import Retry
 
@@ -71,9 +72,10 @@ def test_push_and_pull(process, hub, tmp_path, home, mode):
     again = process("pull", "org/task@1.0.0", **MODES[mode])
 
     assert (pushed.code, pulled.code, again.code) == (0, 0, 0), pushed.err + pulled.err
-    assert pulled.data[0] | {"path": None} == {
-        key: pushed.data.get(key) for key in ("reference", "digest", "commit", "path")
+    assert {key: pulled.data[0][key] for key in ("reference", "digest", "commit")} == {
+        key: pushed.data[key] for key in ("reference", "digest", "commit")
     }
+    assert (pulled.data[0]["trusted"], pulled.data[0]["signers"]) == ("its digest is pinned", [])
     assert weights_in(home) == files.files()[WEIGHTS_NAME]
     assert asked == {"xorbs": mode == "xet", "files": mode == "lfs"}
     assert again.out.split() == ["org/task@1.0.0", pushed.data["digest"], pulled.data[0]["path"]]
@@ -137,12 +139,12 @@ def test_the_newer_version_is_named(cli, hub, task, tmp_path, home):
     """Of several versions the newest pinned one is pulled; a note on stderr names the newer one."""
     for minor in (1, 2):
         api.push(adapter_files(seed=minor).write(tmp_path / f"{minor}"), f"org/task@1.{minor}.0")
-    api.unpin("org/task@1.2.0")
+    trusts.untrust("org/task@1.2.0")
     done = cli("pull", "org/task", "--json")
 
     assert done.code == 0
     assert done.data[0]["reference"] == "org/task@1.1.0"
-    assert done.err.startswith("note: org/task@1.2.0 is newer, but not pinned")
+    assert done.err.startswith("note: org/task@1.2.0 is newer, but was passed over: it is not pinned")
     assert len(done.err.splitlines()) == 1
 
 
@@ -154,7 +156,7 @@ def test_no_note_where_nothing_is_newer(cli, hub, task):
 def test_several_references(cli, hub, task):
     """Each reference is pulled, and each has its line."""
     hub.create(PLAIN, adapter_files(seed=1).files())
-    (pin,) = api.pin([PLAIN])
+    (pin,) = trusts.pin([PLAIN])
     done = cli("pull", "org/task", PLAIN)
 
     assert done.code == 0
@@ -169,7 +171,9 @@ def test_info_says_whether_it_is_trusted(cli, hub, task):
     hub.create(PLAIN, adapter_files(seed=1).files())
 
     assert "trusted:             yes" in cli("info", "org/task").out
-    assert "trusted:             no: pin it, or name its digest" in cli("info", PLAIN).out
+    untrusted = cli("info", PLAIN).out
+    assert "trusted:             no" in untrusted
+    assert "is unsigned, and no rule covers its name" in untrusted
 
 
 FAULTS = {
@@ -313,7 +317,7 @@ def test_ctrl_c_in_the_middle_of_a_download(process, hub, large, home, tmp_path,
         assert [r.headers["range"].startswith("bytes=0-") for r in hub.requests if r.host == "cdn"] == [False]
 
 
-@pytest.mark.parametrize("path", ["/refs", "/paths-info/"])
+@pytest.mark.parametrize("path", ["/refs", "/tree/"])
 def test_ctrl_c_while_the_hub_is_asked(hub, task, home, tmp_path, path):
     """An interrupted question ends at once as well."""
     hang = hub.fault(path, times=None, hang=True)

@@ -8,6 +8,7 @@ import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
 from lora_hub import api, look
+from lora_hub import trust as trusts
 from lora_hub.documents.fields import sha256
 from lora_hub.errors import LoraHubError, PolicyError, UsageError
 
@@ -27,7 +28,7 @@ def place(tmp_path, monkeypatch) -> Path:
 def plain(hub):
     """A repository that PEFT pushed, which this user has pinned."""
     repo = hub.create(PLAIN, adapter_files(seed=9).files())
-    api.pin([PLAIN])
+    trusts.pin([PLAIN])
     return repo
 
 
@@ -166,7 +167,7 @@ def test_what_is_not_trusted_is_not_locked(cli, hub, locked):
 def test_a_named_digest_is_locked(cli, hub, publish, elsewhere, place):
     """A reference by digest is trust enough for its own entry."""
     reference = f"org/task@{publish('org/task@1.0.0')}"
-    api.unpin("org/task@1.0.0")
+    trusts.untrust("org/task@1.0.0")
 
     assert cli("lock", reference).code == 0
     assert entries(place / "lora-hub.lock")[reference]["version"] == "1.0.0"
@@ -371,7 +372,7 @@ def test_a_malformed_lock_file_is_refused(cli, hub, locked, elsewhere, words, de
 def test_apply_adapter_takes_what_is_locked(hub, locked, publish, elsewhere):
     """`apply_adapter(lock=…)` needs no pin, takes the locked version, and asks nobody once it is in the store."""
     publish("org/task@1.1.0", seed=6)
-    api.unpin("org/task@1.1.0")
+    trusts.untrust("org/task@1.1.0")
     first = api.apply_adapter(tiny_model(), "org/task", lock=locked)
     hub.clear()
     second = api.apply_adapter(tiny_model(), "org/task", lock=locked)

@@ -10,6 +10,7 @@ import pytest
 from adapter_files import adapter_files
 
 from lora_hub import api, look
+from lora_hub import trust as trusts
 from lora_hub.errors import UntrustedError
 
 PLAIN = "org/plain"
@@ -39,7 +40,7 @@ def publish(hub, monkeypatch, home, directory, reference, *, seed=0) -> str:
 
 def pins() -> list[tuple[str, str]]:
     """What is pinned, and to what."""
-    return [(str(pin.reference), pin.digest) for pin in api.trust().read().pins]
+    return [(str(pin.reference), pin.digest) for pin in trusts.trust().read().pins]
 
 
 @pytest.mark.parametrize("at", ["", "@1.2.0", "@commit"])
@@ -65,7 +66,7 @@ def test_the_line_stands_alone_for_people(cli, published):
     error, hint = done.err.splitlines()
 
     assert (done.code, done.out) == (5, "")
-    assert error.startswith("error: `org/task@1.0.0` in `hf://` is unsigned and not pinned")
+    assert error.startswith("error: `org/task@1.0.0` in `hf://` is unsigned, and no rule covers its name")
     assert hint.startswith(f"hint: if you trust it, run `lora-hub trust pin org/task@1.0.0 --digest {published}`")
 
 
@@ -101,6 +102,7 @@ def test_a_pin_names_commit_and_digest(cli, hub, published, at):
     assert done.code == 0
     assert done.data == [
         {
+            "kind": "pin",
             "registry": "hf://",
             "name": "org/task",
             "digest": published,
@@ -300,7 +302,7 @@ def test_of_two_who_pin_at_once_none_is_lost(hub):
     names = [f"org/plain-{number}" for number in range(8)]
     for seed, name in enumerate(names):
         hub.create(name, adapter_files(seed=seed).files())
-    threads = [threading.Thread(target=api.pin, args=([name],)) for name in names]
+    threads = [threading.Thread(target=trusts.pin, args=([name],)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:

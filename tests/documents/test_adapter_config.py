@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,15 @@ from adapter_files import peft_config, to_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_hub.documents.adapter_config import IMPLEMENTED, INERT, MAX_CONFIG, REQUIRED, AdapterConfig, scaling
+from lora_hub.documents.adapter_config import (
+    IMPLEMENTED,
+    INERT,
+    MAX_CONFIG,
+    MAX_ENTRIES,
+    REQUIRED,
+    AdapterConfig,
+    scaling,
+)
 from lora_hub.documents.module_names import ModulePattern
 from lora_hub.errors import DocumentError, MalformedError
 
@@ -30,6 +39,7 @@ FOREIGN = {
     "velora_config": [{"rank": 1}],
     "monteclora_config": [{"samples": 2}],
     "megatron_config": [{"tensor_model_parallel_size": 2}],
+    "megatron_core": ["os", "subprocess", ["megatron.core"]],
     "enable_lora": [[True, False, True]],
     "init_lora_weights": ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", 1],
 }
@@ -83,6 +93,27 @@ def test_an_inert_key_is_accepted_at_any_value(key, value):
     assert parse(**{key: value}) == parse()
 
 
+@pytest.mark.parametrize(
+    ("key", "inner"),
+    [
+        ("corda_config", {"cache_file": "/home/user/.ssh/id_rsa"}),
+        ("corda_config", {"covariance_file": "x.pt", "use_float16_for_covariance": False}),
+        ("lora_ga_config", {"some_new_file": "\x1b[2J"}),
+    ],
+)
+def test_a_file_that_is_named_is_refused(key, inner):
+    """The parameters of an initialisation may name a file that PEFT unpickles: refused, and said which."""
+    with pytest.raises(MalformedError, match=key) as caught:
+        parse(**{key: inner})
+
+    assert str(caught.value).isprintable()
+
+
+def test_an_initialisation_without_files_is_inert():
+    """The same parameters without a file change nothing."""
+    assert parse(corda_config={"cache_file": None, "covariance_file": "", "corda_method": "ipm"}) == parse()
+
+
 @pytest.mark.parametrize("value", [None, False, "", [], {}], ids=repr)
 def test_an_unknown_empty_key_is_accepted_and_listed(value):
     """A key of a newer PEFT at its empty default is accepted, and never silently."""
@@ -132,6 +163,11 @@ def test_an_unknown_key_cannot_move_the_cursor():
         ("exclude_modules", 3),
         ("modules_to_save", "classifier"),
         ("modules_to_save", [None]),
+        ("modules_to_save", ["x"] * (MAX_ENTRIES + 1)),
+        ("layers_to_transform", [0] * (MAX_ENTRIES + 1)),
+        ("layers_to_transform", [0, True]),
+        ("layers_to_transform", -1),
+        ("layers_pattern", ["layers"] * 17),
         ("rank_pattern", ["q_proj"]),
         ("alpha_pattern", "q_proj"),
         ("task_type", 1),
@@ -163,6 +199,23 @@ def test_a_pattern_maps_to_numbers(pattern, entry, context):
         parse(**{pattern: entry})
 
     assert caught.value.context == context
+
+
+@pytest.mark.parametrize("key", ["lora_alpha", "r", "base_model_name_or_path"])
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "NaN", "-Infinity", "1e999"], ids=["5000 digits", "nan", "inf", "1e999"]
+)
+def test_a_number_that_is_none_is_refused(key, number):
+    """What Python would read as a number, and no other reader would, is refused wherever it stands."""
+    with pytest.raises(DocumentError):
+        AdapterConfig.parse(b'{"peft_type": "LORA", "%s": %s}' % (key.encode(), number.encode()))
+
+
+def test_a_library_in_the_config_is_not_imported():
+    """PEFT's `auto_mapping` names a library and a class; here nothing is imported because a file says so."""
+    parse(auto_mapping={"parent_library": "antigravity", "base_model_class": "x"})
+
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), 10**309], ids=["huge", "negative", "309 digits"])

@@ -1,12 +1,21 @@
 """Every tensor has exactly one purpose, or the error names the tensor."""
 
 import pytest
-from adapter_files import HIDDEN, adapter_files, fused_adapter_files, lora_key, module_paths, tensor
+from adapter_files import (
+    HIDDEN,
+    adapter_files,
+    fused_adapter_files,
+    lora_key,
+    module_paths,
+    peft_config,
+    tensor,
+    to_json,
+)
 
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import AdapterLayout, plain_path, read_layout
 from lora_hub.documents.manifest import Slice, SliceGroup
-from lora_hub.documents.safetensors_header import read_header
+from lora_hub.documents.safetensors_header import TensorInfo, read_header
 from lora_hub.errors import MalformedError
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -105,6 +114,10 @@ def test_an_adapter_without_lora_is_refused():
         pytest.param(f"{PREFIX}{Q}.lora_A.weight\x1b[2J", "modules_to_save", id="control_character"),
         pytest.param(f"{PREFIX}{Q}.lora_A.wéight", "modules_to_save", id="not_ascii"),
         pytest.param("lora_A.weight", "modules_to_save", id="lora_of_nothing"),
+        pytest.param(f"{PREFIX}..{Q}.lora_A.weight", "modules_to_save", id="empty_component"),
+        pytest.param(f"{PREFIX}../{Q}.lora_A.weight", "modules_to_save", id="escapes_root"),
+        pytest.param(f"{Q}..lora_A.weight", "modules_to_save", id="empty_last_component"),
+        pytest.param(f"{'a.' * 40}lora_A.weight", "modules_to_save", id="too_deep"),
     ],
 )
 def test_an_extra_tensor_is_named(key, meaning):
@@ -140,6 +153,28 @@ def test_shapes_that_contradict_the_config_are_refused(r, a, b):
         adapter.tensors |= {lora_key(Q, "A"): tensor(*a), lora_key(Q, "B"): tensor(*b)}
 
     assert Q in refused(adapter)
+
+
+@pytest.mark.parametrize(("alpha", "use_rslora"), [(2e6 + 2, False), (-3e6, False), (1e30, False), (2e6, True)])
+def test_an_absurd_scaling_is_refused(alpha, use_rslora):
+    """An alpha that would drown the base model is refused, and the module is named; a large one is not."""
+    assert layout(adapter_files(lora_alpha=2048)).modules[0].alpha == 2048
+    assert Q in refused(adapter_files(lora_alpha=alpha, use_rslora=use_rslora))
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "modules_to_save"])
+def test_work_is_bounded(key):
+    """Thousands of patterns or heads for thousands of tensors are refused at once, not compared for hours."""
+    tensors = {
+        lora_key(f"layers.{i}.q_proj", side): TensorInfo(dtype="F32", shape=shape, start=0, stop=0)
+        for i in range(10_000)
+        for side, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    names = [f"x{i}" for i in range(1000)]
+    config = peft_config(target_modules=["q_proj"], **{key: names if key[0] == "m" else dict.fromkeys(names, 2)})
+
+    with pytest.raises(MalformedError, match="1000 patterns and heads for 20000 tensors"):
+        read_layout(AdapterConfig.parse(to_json(config)), tensors)
 
 
 def test_a_pattern_changes_the_rank_that_is_expected():
@@ -288,6 +323,7 @@ def test_slices_are_read():
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, Q_ROWS)), id="rows_twice"),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, ((16, 25),))), id="rows_beyond_the_module"),
         pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, names="q")), id="part_is_missing"),
+        pytest.param(SliceGroup(modules=(FUSED,), parts=parts(Q_ROWS, V_ROWS, names="qq")), id="part_twice"),
         pytest.param(SliceGroup(modules=(FUSED, FUSED), parts=parts(Q_ROWS, V_ROWS)), id="module_twice"),
         pytest.param(SliceGroup(modules=(Q,), parts=parts(Q_ROWS, V_ROWS)), id="module_without_tensors"),
     ],
@@ -295,6 +331,14 @@ def test_slices_are_read():
 def test_slices_that_contradict_the_tensors_are_refused(group):
     """Slices that are not one reading of the matrices are refused, and the module is named."""
     assert group.modules[0] in refused(fused_adapter_files(), [group])
+
+
+def test_runs_of_rows_are_bounded():
+    """A manifest that slices many modules into many runs is refused before it is worked through."""
+    runs = tuple((2 * i, 2 * i + 1) for i in range(1000))
+    group = SliceGroup(modules=tuple(f"x{i}" for i in range(300)), parts=parts(runs, names="q"))
+
+    assert "300000 runs" in refused(fused_adapter_files(), [group])
 
 
 def test_a_module_in_two_groups_is_refused():

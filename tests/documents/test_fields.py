@@ -130,7 +130,9 @@ def _seconds_to_refuse(count: int) -> float:
     return best
 
 
-@pytest.mark.parametrize("value", ["\x1b[2J", "\u202eabc", "\x00", "\ud800", "\n", {"\x1b": ["\x9b"]}], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["\x1b[2J", "\u202eabc", "\x00", "\x7f", "\ud800", "\n", {"\x1b": ["\x9b"]}], ids=repr
+)
 def test_printable_moves_no_cursor(value):
     """Control and direction characters of a document are escaped before they reach a terminal."""
     shown = printable(value)

@@ -5,11 +5,14 @@ import time
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_hub.documents.trust_policy import MAX_POLICY, NOBODY, Pin, TrustPolicy
+from lora_hub.documents import schemas
+from lora_hub.documents.trust_entries import Pin
+from lora_hub.documents.trust_policy import MAX_POLICY, NOBODY, VERSION, TrustPolicy
 from lora_hub.errors import DocumentError, LoraHubError, UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
 
@@ -19,6 +22,28 @@ INVALID = sorted((VECTORS / "invalid").glob("*.toml"))
 
 DIGEST, OTHER = f"sha256:{'3c' * 32}", f"sha256:{'7e' * 32}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+SCHEMA = json.loads(schemas.schema("trust"))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+# What only a reader can find: more than TOML's values, or what several of them say together.
+BEYOND_A_SCHEMA = {
+    "key_is_a_private_one",
+    "key_is_cut_off",
+    "key_is_of_another_kind",
+    "key_name_stands_twice",
+    "key_stands_there_under_two_names",
+    "key_window_has_no_offset",
+    "key_window_is_a_string",
+    "pin_of_a_version_contradicts_that_of_its_commit",
+    "pins_of_one_commit_contradict",
+    "pins_of_one_version_contradict",
+    "pins_of_one_version_contradict_at_two_commits",
+    "registry_is_a_date",
+    "rule_names_an_unknown_key",
+    "rule_scope_stands_twice",
+    "rule_threshold_is_above_its_signers",
+    "version_is_a_fraction",
+}
 
 # Where the error points; "" is the document as a whole.
 CONTEXTS = {
@@ -31,9 +56,22 @@ CONTEXTS = {
     "digest_is_missing": "pin[0].digest",
     "digest_is_short": "pin[0].digest",
     "digest_is_upper_case": "pin[0].digest",
+    "identity_has_no_issuer": "rule[0].identities[0].issuer",
+    "identity_is_a_string": "rule[0].identities",
+    "identity_is_empty": "rule[0].identities[0].identity",
+    "key_has_no_pem": "key[0].pem",
+    "key_is_a_private_one": "key[0].pem",
+    "key_is_cut_off": "key[0].pem",
+    "key_is_of_another_kind": "key[0].pem",
     "key_is_unknown": "trust_everybody",
+    "key_name_has_a_space": "key[0].name",
+    "key_name_stands_twice": "key",
+    "key_of_a_key_is_misspelt": "key[0].notafter",
     "key_of_a_pin_is_misspelt": "pin[0].comit",
     "key_of_a_pin_is_unknown": "pin[0].signer",
+    "key_stands_there_under_two_names": "key",
+    "key_window_has_no_offset": "key[0].not_after",
+    "key_window_is_a_string": "key[0].not_before",
     "name_escapes_root": "pin[0].name",
     "name_has_a_control_character": "pin[0].name",
     "name_has_a_version": "pin[0].name",
@@ -59,6 +97,23 @@ CONTEXTS = {
     "registry_is_a_date": "pin[0].registry",
     "registry_is_a_number": "pin[0].registry",
     "registry_is_missing": "pin[0].registry",
+    "revoked_digest_has_no_prefix": "revoked[0].digest",
+    "revoked_key_is_a_name": "revoked[0].key",
+    "revoked_names_both": "revoked[0].key",
+    "revoked_names_neither": "revoked[0].key",
+    "rule_has_no_signers": "rule[0].keys",
+    "rule_limit_is_negative": "rule[0].max_size",
+    "rule_limit_is_true": "rule[0].max_r",
+    "rule_min_version_is_a_range": "rule[0].min_version",
+    "rule_names_a_key_twice": "rule[0].keys",
+    "rule_names_an_unknown_key": "rule",
+    "rule_scope_is_a_pattern": "rule[0].scope",
+    "rule_scope_is_an_org": "rule[0].scope",
+    "rule_scope_is_missing": "rule[0].scope",
+    "rule_scope_stands_twice": "rule",
+    "rule_threshold_is_above_its_signers": "rule[0].threshold",
+    "rule_threshold_is_misspelt": "rule[0].thresold",
+    "rule_threshold_is_zero": "rule[0].threshold",
     "table_is_unknown": "signer",
     "toml_has_a_byte_order_mark": "",
     "toml_has_a_key_twice": "",
@@ -78,20 +133,29 @@ CONTEXTS = {
     "version_is_zero": "version",
 }
 
-# How many different pins each valid vector holds.
-PINS = {
+# How many entries each valid vector has.
+ENTRIES = {
+    "a_key_and_a_rule": 2,
+    "a_key_without_a_rule": 1,
     "comments_only": 0,
     "file_is_empty": 0,
+    "identities_alone": 1,
+    "key_with_a_window": 2,
+    "keys_of_three_curves": 4,
     "lines_end_in_crlf": 1,
     "no_pins": 0,
     "one_name_in_two_registries": 2,
     "one_pin_stands_twice": 1,
+    "pem_has_other_line_breaks": 1,
     "pin_by_commit": 1,
     "pin_by_version": 1,
     "pin_by_version_and_commit": 1,
     "pin_of_a_prerelease": 1,
     "pins_are_an_empty_array": 0,
     "pins_are_inline": 1,
+    "revoked_key_and_digest": 2,
+    "rule_with_limits": 2,
+    "rules_of_three_widths": 4,
     "strings_are_literal": 1,
 }
 
@@ -111,8 +175,8 @@ def policy_of(*pins: Pin) -> TrustPolicy:
 
 @named(VALID)
 def test_a_valid_vector_is_read(path):
-    """Every valid vector is read, and has the pins that it spells."""
-    assert len(TrustPolicy.parse(path.read_bytes()).pins) == PINS[path.stem]
+    """Every valid vector is read, and has the entries that it spells."""
+    assert len(TrustPolicy.parse(path.read_bytes()).entries) == ENTRIES[path.stem]
 
 
 @named(INVALID)
@@ -138,7 +202,7 @@ def test_a_refusal_is_one_line(path):
 def test_every_vector_has_an_expectation():
     """No vector is without an expectation here, and none here is without a vector."""
     assert {path.stem for path in INVALID} == CONTEXTS.keys()
-    assert {path.stem for path in VALID} == PINS.keys()
+    assert {path.stem for path in VALID} == ENTRIES.keys()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# nobody\n", b"version = 1\n"], ids=repr)
@@ -373,3 +437,34 @@ def test_what_is_written_is_toml_that_others_read():
     assert json.dumps(written) == json.dumps(
         {"pin": [{"registry": "hf://", "name": "org/task", "version": "1.2.0", "digest": DIGEST}]}
     )
+
+
+# The schema
+
+
+def as_json(path: Path) -> object:
+    """Return the values of a policy as JSON has them: a time is a string there."""
+    return json.loads(
+        json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=lambda time: time.isoformat())
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in VALID if b"=" in path.read_bytes()], ids=lambda path: path.stem)
+def test_a_valid_vector_passes_the_schema(path):
+    """The schema accepts every valid policy that is not empty."""
+    VALIDATOR.validate(as_json(path))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in INVALID if not path.stem.startswith("toml_")], ids=lambda path: path.stem
+)
+def test_an_invalid_vector_fails_the_schema(path):
+    """The schema refuses every invalid policy, but for what no schema can say."""
+    assert VALIDATOR.is_valid(as_json(path)) == (path.stem in BEYOND_A_SCHEMA)
+
+
+def test_the_schema_is_a_schema():
+    """The schema itself is valid under draft 2020-12, and is of the version that the parser reads."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+    assert SCHEMA["properties"]["version"]["const"] == VERSION

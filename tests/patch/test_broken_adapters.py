@@ -140,7 +140,7 @@ def test_base_of_another_type_with_the_same_shapes(tmp_path):
     error = refusal(roberta, tmp_path / "saved")
     applied = lora_hub.apply_adapter(roberta, tmp_path / "saved", allow_other_base=True)
 
-    assert (error.exit_code, "`bert`" in error.message, "`roberta`" in error.message) == (9, True, True)
+    assert (error.exit_code, '"bert"' in error.message, '"roberta"' in error.message) == (9, True, True)
     assert applied.other_base_allowed
 
 

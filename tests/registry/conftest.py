@@ -10,12 +10,13 @@ from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.hub import HubRegistry
+from lora_hub.registry.memory import Memory
 from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
 from lora_hub.registry.terms import Terms
-from lora_hub.registry.trust import TrustFile
+from lora_hub.registry.trust_file import TrustFile
 
 # Every registry passes the same suite: to be tested, a new one is added here, as the name of its fixture.
 REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs", "memory_registry", "s3_registry"]
@@ -66,6 +67,12 @@ def trust(tmp_path) -> TrustFile:
 
 
 @pytest.fixture
+def memory(tmp_path) -> Memory:
+    """An empty memory, the one that the command line would use as well."""
+    return Memory(tmp_path / "home" / "seen.json")
+
+
+@pytest.fixture
 def push_directory(store, trust):
     """Publish what lies in a directory."""
 
@@ -88,11 +95,11 @@ def push(tmp_path, push_directory):
 
 
 @pytest.fixture
-def pull(store, trust):
+def pull(store, trust, memory):
     """Pull a reference into the store, as the policy allows it."""
 
     def pull(registry: Registry, reference: str, into: Store = store, **options) -> Pulled:
-        terms = Terms(policy=trust.read(), offline=options.pop("offline", False))
+        terms = Terms(memory=memory, policy=trust.read(), offline=options.pop("offline", False))
         return pulls.pull(AdapterRef.parse(reference), registry, into, terms, **options)
 
     return pull

@@ -4,6 +4,7 @@ import pytest
 from adapter_files import adapter_files
 
 from lora_hub import api, look
+from lora_hub import trust as trusts
 from lora_hub.documents.manifest import MANIFEST_NAME
 from lora_hub.errors import LoraHubError, PolicyError, UsageError
 from lora_hub.registry.locate import open_registry
@@ -35,10 +36,10 @@ def test_a_rewritten_version_is_not_locked(rewritten, tmp_path):
 def test_a_rewritten_version_is_not_pinned(rewritten):
     """Nor is it pinned, unless its digest is named."""
     with pytest.raises(PolicyError, match=r"was sha256:.* and is now sha256:"):
-        api.pin(["org/task@1.0.0"], registry=rewritten)
-    (pin,) = api.pin(["org/task@1.0.0"], registry=rewritten, digest=_digest_now(rewritten))
+        trusts.pin(["org/task@1.0.0"], registry=rewritten)
+    (pin,) = trusts.pin(["org/task@1.0.0"], registry=rewritten, digest=_digest_now(rewritten))
 
-    assert api.trust().read().pins == (pin,)
+    assert trusts.trust().read().pins == (pin,)
 
 
 def _digest_now(root) -> str:
@@ -106,11 +107,11 @@ def test_a_newer_version_that_is_not_pinned_is_named(hub, hub_registry, push, ca
     """An older pinned version is used, and the log says that there is a newer one; so does `lock`."""
     push(hub_registry, "org/task@1.0.0", seed=1)
     push(hub_registry, "org/task@1.1.0", seed=2)
-    api.unpin("org/task@1.1.0")
+    trusts.untrust("org/task@1.1.0")
     adapter = api.load("org/task")
     locked = api.lock(["org/task"], lock=tmp_path / "x.lock")
 
     assert str(adapter.manifest.reference) == "org/task@1.0.0"
     assert "org/task@1.1.0 is newer" in caplog.text
-    assert list(map(str, locked.skipped)) == ["org/task@1.1.0"]
+    assert [str(choice.skipped) for choice in locked.choices] == ["org/task@1.1.0"]
     assert look.info("org/task@1.0.0").is_trusted

@@ -34,7 +34,7 @@ def filled(registry, push):
 
 
 def manifest_of(registry, *version: int) -> bytes:
-    return find(registry, NAME.at(Version(*version))).published.manifest
+    return find(registry, NAME.at(Version(*version))).manifest
 
 
 def test_an_empty_registry_has_nothing(registry):
@@ -58,7 +58,7 @@ def test_what_is_published_comes_back(registry, push):
     """The files are the ones that were pushed, with a manifest that says what they are."""
     adapter = adapter_files()
     push(registry, "org/task@1.0.0", adapter)
-    files = find(registry, NAME.at(Version(1, 0, 0))).published.read().files
+    files = find(registry, NAME.at(Version(1, 0, 0))).read().files
     manifest = Manifest.parse(files[MANIFEST_NAME])
 
     assert {name: files[name] for name in (CONFIG_NAME, WEIGHTS_NAME)} == adapter.files()
@@ -82,7 +82,7 @@ def test_what_is_published_comes_back(registry, push):
 )
 def test_a_reference_selects_the_newest_release(filled, reference, version):
     """Without a version, and in a range, the newest release is meant; a pre-release only by its exact name."""
-    assert str(find(filled, AdapterRef.parse(reference)).published.reference) == f"org/task@{version}"
+    assert str(find(filled, AdapterRef.parse(reference)).reference) == f"org/task@{version}"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -90,7 +90,7 @@ def test_a_digest_selects_its_version(filled, push, version):
     """A digest selects the version that it is the digest of, pre-releases included."""
     digest = push(filled, f"org/task@{version}", seed=VERSIONS.index(version)).digest
 
-    assert str(find(filled, AdapterRef.parse(f"org/task@{digest}")).published.reference) == f"org/task@{version}"
+    assert str(find(filled, AdapterRef.parse(f"org/task@{digest}")).reference) == f"org/task@{version}"
 
 
 @pytest.mark.parametrize("selector", ["@3", "@^1.11", "@1.2.1", "@2", "@2.0.0", f"@sha256:{'0' * 64}"])

@@ -98,7 +98,7 @@ def test_a_version_without_a_manifest_is_none(directory_registry, push, root):
     (root / "org" / "task" / "2.0.0").mkdir()
 
     assert list(map(str, directory_registry.listing(published.reference).versions)) == ["1.0.0"]
-    assert str(find(directory_registry, AdapterRef.parse("org/task")).published.reference) == "org/task@1.0.0"
+    assert str(find(directory_registry, AdapterRef.parse("org/task")).reference) == "org/task@1.0.0"
 
 
 def test_a_push_clears_what_killed_pushes_left(directory_registry, push, root):

@@ -1,18 +1,23 @@
 """What a reference means: of several versions, the newest that is trusted; of one that is gone, no other."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
 from lora_hub.documents.fields import sha256
 from lora_hub.documents.manifest import publish
-from lora_hub.documents.trust_policy import NOBODY, Pin, TrustPolicy
+from lora_hub.documents.trust_entries import Pin
+from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.errors import IntegrityError, NotFoundError, PolicyError
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.find import Choice, find
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Snapshot
+from lora_hub.registry.find import find
+from lora_hub.registry.memory import Memory
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
+from lora_hub.registry.resolve import Choice, resolve
+from lora_hub.registry.terms import Terms
 from lora_hub.version import Version
 
 DIGEST = f"sha256:{'3c' * 32}"
@@ -59,9 +64,16 @@ class MemoryRegistry:
             read=lambda name, start, stop: iter([content[name][start:stop]]),
         )
 
-    def publish(self, reference: AdapterRef, files: Mapping[str, bytes]) -> Publication:
+    def publish(self, reference: AdapterRef, files: Mapping[str, bytes], sign: Sign = unsigned) -> Publication:
         """Do nothing; it is not asked."""
         return Publication(is_new=False)
+
+    def yanks(self, reference: AdapterRef, listing: Listing) -> list[bytes]:
+        """Return nothing: nobody yanks here."""
+        return []
+
+    def publish_yank(self, reference: AdapterRef, name: str, bundle: bytes) -> None:
+        """Do nothing; it is not asked."""
 
     # What a test does
 
@@ -109,16 +121,26 @@ def filled(registry: MemoryRegistry) -> MemoryRegistry:
 def found(
     registry: MemoryRegistry, reference: str, policy: TrustPolicy = NOBODY, expected: str | None = None
 ) -> Choice:
-    return find(registry, AdapterRef.parse(reference), policy, expected)
+    terms = Terms(memory=Memory(Path("/nowhere/seen.json")), policy=policy)
+    return resolve(AdapterRef.parse(reference), registry, terms, expected)
 
 
-def pinned(registry: MemoryRegistry, *versions: str, digest: str = DIGEST) -> TrustPolicy:
+def digest_at(registry: MemoryRegistry, at: str) -> str:
+    """Return the digest of a version or commit, or another one where there is no such thing."""
+    place = registry.tags.get(Version.parse(at)) if "." in at else at
+    files = registry.commits.get(place)
+    if files is None:
+        return DIGEST
+    return manifest_digest(files[MANIFEST_NAME]) if MANIFEST_NAME in files else verify(files, source="here").digest
+
+
+def pinned(registry: MemoryRegistry, *versions: str) -> TrustPolicy:
     """Return a policy that pins *versions*, or commits, of the registry."""
     pins = [
         Pin(
             registry=registry.url,
             name="org/task",
-            digest=digest,
+            digest=digest_at(registry, version),
             version=version if "." in version else None,
             commit=None if "." in version else version,
         )
@@ -186,7 +208,7 @@ def test_a_version_says_who_it_is(registry):
     registry.tags[Version.parse("5.0.0")] = registry.tags[Version.parse("1.0.0")]
 
     with pytest.raises(IntegrityError, match=r"org/task@1\.0\.0"):
-        find(registry, AdapterRef.parse("org/task@5.0.0")).published.check_identity()
+        find(registry, AdapterRef.parse("org/task@5.0.0")).check_identity()
 
 
 def test_an_adapter_says_who_it_is(registry):
@@ -194,7 +216,7 @@ def test_an_adapter_says_who_it_is(registry):
     registry.put_version("6.0.0", name="org/other")
 
     with pytest.raises(IntegrityError, match=r"org/other@6\.0\.0"):
-        find(registry, AdapterRef.parse("org/task")).published.check_identity()
+        find(registry, AdapterRef.parse("org/task")).check_identity()
 
 
 # Pins
@@ -327,7 +349,7 @@ def test_a_commit_that_is_gone_is_a_rewritten_history(remote, is_pinned):
     error = the_refusal(remote, f"org/task@{gone}", policy, None if is_pinned else DIGEST)
     head = manifest_digest(remote.commits[remote.head][MANIFEST_NAME])
 
-    assert f"was pinned as {DIGEST} and is gone; its main branch has {head}" in error.message
+    assert f"was {DIGEST} and is gone; its main branch has {head}" in error.message
 
 
 def test_a_version_whose_tag_is_gone_is_a_rewritten_history(remote):
@@ -335,7 +357,7 @@ def test_a_version_whose_tag_is_gone_is_a_rewritten_history(remote):
     del remote.tags[Version.parse("1.2.0")]
     error = the_refusal(remote, "org/task@1.2.0", pinned(remote, "1.2.0"))
 
-    assert "`org/task@1.2.0` in `memory://registry` was pinned as" in error.message
+    assert "`org/task@1.2.0` in `memory://registry` was sha256:" in error.message
     assert DIGEST in error.message
 
 
@@ -366,7 +388,7 @@ def test_what_is_gone_is_refused_whatever_is_there_now(remote, change, reference
     change(remote)
     error = the_refusal(remote, reference, pinned(remote, reference.partition("@")[2]))
 
-    assert f"was pinned as {DIGEST} and is gone; its main branch has " in error.message
+    assert f"was {DIGEST} and is gone; its main branch has " in error.message
 
 
 # What lora-hub never published
@@ -441,4 +463,4 @@ def test_only_a_registry_with_commits_may_hold_a_draft():
 
     registry.snapshot = without_commit
     with pytest.raises(IntegrityError, match="a draft"):
-        find(registry, AdapterRef.parse("org/task")).published.check_identity()
+        find(registry, AdapterRef.parse("org/task")).check_identity()

@@ -40,10 +40,12 @@ from lora_hub.documents.manifest import Manifest, publish
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.hub import HubRegistry
+from lora_hub.registry.memory import Memory
 from lora_hub.registry.pull import pull
 from lora_hub.registry.push import push
 from lora_hub.registry.store import Store
-from lora_hub.registry.trust import TrustFile
+from lora_hub.registry.terms import Terms
+from lora_hub.registry.trust_file import TrustFile
 
 KILLED_CLI = Path(__file__).with_name("killed_cli.py")
 SEED = 1604
@@ -235,7 +237,8 @@ def published(hub: LoopbackHub, root: Path) -> str | None:
     repo = hub.repo(NAME)
     assert set(repo.tags) == {"v1.0.0"}
     digest = manifest_digest(repo.files("v1.0.0")[MANIFEST_NAME])
-    assert pull(REFERENCE, HubRegistry(), Store(root), digest=digest).digest == digest
+    terms = Terms(memory=Memory(root / "seen.json"))
+    assert pull(REFERENCE, HubRegistry(), Store(root), terms, digest=digest).digest == digest
     return digest
 
 
@@ -304,7 +307,8 @@ def test_a_push_that_was_killed_is_completed_by_the_next_version(hub, killer, tm
     push(adapter, AdapterRef.parse(f"{NAME}@1.1.0"), HubRegistry(), other.store, other.trust)
 
     assert set(hub.repo(NAME).tags) == ({"v1.0.0", "v1.1.0"} if begun else {"v1.1.0"})
-    assert [pull(REFERENCE, HubRegistry(), other.store, digest=digest).digest for digest in begun] == begun
+    terms = Terms(memory=Memory(other.store.root / "seen.json"))
+    assert [pull(REFERENCE, HubRegistry(), other.store, terms, digest=digest).digest for digest in begun] == begun
     assert committed(hub) == begun
 
 

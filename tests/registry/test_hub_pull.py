@@ -14,6 +14,7 @@ from adapter_files import (
 )
 
 from lora_hub import api, look
+from lora_hub import trust as trusts
 from lora_hub.errors import (
     IntegrityError,
     LoraHubError,
@@ -33,7 +34,7 @@ WITH_XET = "hub_over_xet"
 MODES = [WITH_XET, "hub_over_lfs"]
 SQUASHES = ["keep", "move", "drop"]
 # What a request for each of these looks like, and a part of what the error calls it.
-REFS, PATHS_INFO, CONFIG, WEIGHTS = "/refs", "/paths-info/", f"/resolve/.*{CONFIG_NAME}", f"/resolve/.*{WEIGHTS_NAME}"
+REFS, PATHS_INFO, CONFIG, WEIGHTS = "/refs", "/tree/", f"/resolve/.*{CONFIG_NAME}", f"/resolve/.*{WEIGHTS_NAME}"
 KINDS = {"refs": REFS, "paths-info": PATHS_INFO, "config": CONFIG, "weights": WEIGHTS}
 
 
@@ -289,7 +290,7 @@ def test_a_foreign_repository_is_applied(hub, plain, at):
     reference = PLAIN + at.replace("commit", plain.branches["main"])
     with pytest.raises(UntrustedError):
         api.apply_adapter(tiny_model(), reference)
-    (pin,) = api.pin([reference])
+    (pin,) = trusts.pin([reference])
     first = api.apply_adapter(tiny_model(), reference)
     hub.clear()
     api.apply_adapter(tiny_model(), pin.reference)
@@ -300,7 +301,7 @@ def test_a_foreign_repository_is_applied(hub, plain, at):
 
 def test_the_pinned_commit_of_a_foreign_repository_stays(hub_registry, plain, pull, store):
     """When main goes on, the pinned commit is still what is meant, and the newer one is named."""
-    (pin,) = api.pin([PLAIN])
+    (pin,) = trusts.pin([PLAIN])
     newer = plain.commit(adapter_files(seed=1).files())
     pulled = pull(hub_registry, PLAIN)
 
@@ -321,7 +322,7 @@ def test_weights_as_a_pickle_are_never_read(hub, hub_registry, fails):
 def test_a_hub_that_lies_about_a_foreign_repository(hub, over, pull, fails, store):
     """The digest of what has no manifest rests on what the Hub says of its weights: a lie is noticed (6)."""
     hub.create(PLAIN, large_adapter(size=2 * MIB).files())
-    (pin,) = api.pin([PLAIN])
+    (pin,) = trusts.pin([PLAIN])
     hub.tamper(PLAIN, "main", WEIGHTS_NAME, MIB)
 
     assert isinstance(fails(over, f"{PLAIN}@{pin.commit}"), IntegrityError)
@@ -405,7 +406,7 @@ def test_a_search_is_one_request(hub):
 def test_a_moved_tag_is_noticed(hub, over, plain, fails, store):
     """A tag that points to other content is refused (7); the pinned digest and the new one are named."""
     plain.tag("v1.0.0", plain.branches["main"])
-    (pin,) = api.pin([f"{PLAIN}@1.0.0"])
+    (pin,) = trusts.pin([f"{PLAIN}@1.0.0"])
     plain.move_tag("v1.0.0", plain.commit(adapter_files(seed=1).files()).id)
     new = look.info(f"{PLAIN}@{plain.tags['v1.0.0']}").digest
     hub.clear()
@@ -459,7 +460,7 @@ def test_a_rewritten_history_is_noticed(hub, hub_registry, push, pull, fails, ta
     """Where a squash left the old commit, it is used; else it ends with 7, the old digest and the new one."""
     if is_foreign:
         repo = hub.create("org/task", adapter_files(seed=1).files(), tags=["v1.0.0"])
-        (pin,) = api.pin(["org/task@1.0.0"])
+        (pin,) = trusts.pin(["org/task@1.0.0"])
         old, commit = pin.digest, pin.commit
         files = adapter_files(seed=2).files()
     else:
@@ -799,7 +800,7 @@ def test_a_private_repository_without_a_token(hub, hub_registry, fails, pull, mo
     repo = hub.create(PLAIN, adapter_files().files(), private=True, tags=["v1.0.0"])
     reference = PLAIN + at.replace("commit", repo.branches["main"])
     if is_pinned:
-        api.pin([reference])
+        trusts.pin([reference])
     monkeypatch.delenv("HF_TOKEN")
     error = fails(hub_registry, reference)
 
@@ -1015,7 +1016,7 @@ def test_offline_a_foreign_repository_is_there_as_well(hub, plain, offline, at):
     if at == "@1.0.0":
         plain.tag("v1.0.0", plain.branches["main"])
     reference = PLAIN + at.replace("commit", plain.branches["main"])
-    api.pin([reference])
+    trusts.pin([reference])
     first = api.pull(reference)
     hub.clear()
     offline()
@@ -1051,7 +1052,7 @@ def test_offline_what_is_not_pinned_any_more_is_refused(hub, published, forget, 
         lambda path: look.info("org/task"),
         lambda path: look.search("task"),
         lambda path: look.list_adapters("org/"),
-        lambda path: api.pin(["org/task@1.0.0"]),
+        lambda path: trusts.pin(["org/task@1.0.0"]),
         lambda path: api.lock(["org/task"], lock=path / "lora-hub.lock"),
         lambda path: api.push(adapter_files().write(path / "adapter"), "org/task@2.0.0"),
     ],

@@ -1,6 +1,7 @@
 """The trust policy on this machine: what its owner wrote stays, nobody else writes it, and it decides."""
 
 import dataclasses
+import datetime as dt
 import os
 import shlex
 import stat
@@ -13,16 +14,20 @@ import pytest
 from adapter_files import adapter_files
 from filelock import FileLock
 
+from lora_hub import locked as module
+from lora_hub.documents import authorization
+from lora_hub.documents.authorization import Claim, Decision
 from lora_hub.documents.fields import sha256
 from lora_hub.documents.manifest import publish
-from lora_hub.documents.trust_policy import MAX_POLICY, NOBODY, Pin, TrustPolicy
+from lora_hub.documents.trust_entries import Pin
+from lora_hub.documents.trust_policy import MAX_POLICY, NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import verify
 from lora_hub.errors import DocumentError, LoraHubError, MachineError, NotFoundError, PolicyError, UntrustedError
 from lora_hub.reference import AdapterRef
-from lora_hub.registry import trust as module
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Snapshot
-from lora_hub.registry.trust import TrustFile, authorize, default_trust, is_trusted, pin_of
+from lora_hub.registry.trust_file import TrustFile, default_trust
+from lora_hub.trust import pin_of
 
 DIGEST, OTHER = f"sha256:{'3c' * 32}", f"sha256:{'7e' * 32}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -402,7 +407,7 @@ def test_a_file_of_somebody_else_is_refused(trust, monkeypatch):
     else:
         monkeypatch.setattr(os, "geteuid", lambda: trust.path.stat().st_uid + 1)
 
-    with pytest.raises(PolicyError, match="may be written by others"):
+    with pytest.raises(PolicyError, match="belongs to another user"):
         trust.read()
 
 
@@ -442,8 +447,8 @@ def test_many_threads_lose_no_pin(trust):
 ADDING = """
 import sys
 from pathlib import Path
-from lora_hub.documents.trust_policy import Pin
-from lora_hub.registry.trust import TrustFile
+from lora_hub.documents.trust_entries import Pin
+from lora_hub.registry.trust_file import TrustFile
 for patch in range(5):
     TrustFile(Path(sys.argv[1])).add(
         [Pin(registry="hf://", name="org/task", version=f"{sys.argv[2]}.0.{patch}", digest="sha256:" + "a" * 64)]
@@ -537,6 +542,27 @@ def published(
     content = publish(draft.to_bytes(), reference=REFERENCE, created="2026-01-31T12:00:00Z")
     snapshot = Snapshot(commit=commit, files={}, read=lambda *_: iter(()))
     return Published(reference=reference, snapshot=snapshot, manifest=content, source="here")
+
+
+def decide(policy: TrustPolicy, place: Place, it: Published, digest: str | None) -> Decision:
+    """Return what is decided of something unsigned."""
+    claim = Claim(
+        registry=place.url,
+        is_remote=place.is_remote,
+        reference=it.reference,
+        digest=it.digest,
+        manifest=it.document,
+        named=digest,
+    )
+    return authorization.authorize(policy, claim, dt.datetime(2026, 11, 24, tzinfo=dt.UTC))
+
+
+def authorize(policy: TrustPolicy, place: Place, it: Published, *, digest: str | None) -> None:
+    decide(policy, place, it, digest).require()
+
+
+def is_trusted(policy: TrustPolicy, place: Place, it: Published, *, digest: str | None) -> bool:
+    return decide(policy, place, it, digest).refusal is None
 
 
 def policy(**pin) -> TrustPolicy:

@@ -1,0 +1,73 @@
+"""sign, verify, yank: who vouches for an adapter, and who takes it back."""
+
+from __future__ import annotations
+
+import click
+
+from lora_hub.cli.output import ask_passphrase, json_option, key_option, print_data, registry_option
+
+
+@click.command()
+@click.argument("directory", type=click.Path(file_okay=False))
+@click.option("--as", "ref", metavar="REF", help="org/task@1.0.0: a part of what is signed, written into the manifest.")
+@click.option("--add", is_flag=True, help="Sign beside those who signed already.")
+@key_option
+@click.option("--sigstore", is_flag=True, help="Sign with your OpenID identity, which a public log then shows.")
+@json_option
+def sign(directory: str, ref: str | None, add: bool, key: str | None, sigstore: bool, as_json: bool) -> None:
+    """Sign the adapter in DIRECTORY, so that `push` publishes it with your signature.
+
+    `push` alone signs as well; sign first where several people sign one version, each adding a signature.
+    """
+    from lora_hub import vouch
+    from lora_hub.errors import UsageError
+
+    if sigstore and key:
+        raise UsageError("--sigstore signs without a key", hint="leave out one of them")
+    done = vouch.sign(directory, ref, key=key, keyless=sigstore, add=add, passphrase=ask_passphrase)
+    document = {"reference": str(done.reference), "signer": done.signer, "path": str(done.path)}
+    print_data(document, lambda: "  ".join(document.values()), as_json=as_json)
+
+
+@click.command()
+@click.argument("source", metavar="DIR|REF")
+@registry_option
+@click.option("--key", metavar="FILE", help="The public key that must have signed; by default your policy decides.")
+@json_option
+def verify(source: str, registry: str | None, key: str | None, as_json: bool) -> None:
+    """Verify signature, manifest and every byte of an adapter, a directory as strictly as what comes from a stranger.
+
+    Ends with 0 only if somebody whom your trust policy names for it has signed it, or it is pinned.
+    """
+    from lora_hub import vouch
+
+    done = vouch.verify(source, registry=registry, key=key)
+    document = {
+        "reference": str(done.adapter.manifest.reference) if done.adapter.manifest.reference else None,
+        "digest": done.adapter.digest,
+        "signers": [str(signer) for signer in done.adapter.signers],
+        "trusted": done.reason,
+    }
+    line = f"{document['reference'] or source}  {document['digest']}  {document['trusted']}"
+    print_data(document, lambda: line, as_json=as_json)
+
+
+@click.command()
+@click.argument("ref")
+@click.option("--reason", metavar="TEXT", default="", help="Why, for those who use it.")
+@registry_option
+@key_option
+@json_option
+def yank(ref: str, reason: str, registry: str | None, key: str | None, as_json: bool) -> None:
+    """Ask, signed, that nobody starts to use the exact version REF: org/task and ranges never mean it any more.
+
+    Whoever pinned or locked it goes on, with a warning. A published version is never removed or changed.
+    """
+    from lora_hub import vouch
+
+    done = vouch.yank(ref, reason=reason, registry=registry, key=key, passphrase=ask_passphrase)
+    document = {"reference": str(done.reference), "digest": done.digest, "reason": done.reason}
+    print_data(document, lambda: f"{done.reference}  {done.digest}  yanked", as_json=as_json)
+
+
+COMMANDS = (sign, verify, yank)

@@ -1,0 +1,1 @@
+"""Who signed an adapter, and how to sign one."""

@@ -1,0 +1,288 @@
+"""The trust policy of this user: whom it trusts for what, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_hub import reference as references
+from lora_hub.adapter_directory import read_bundles
+from lora_hub.documents.authorization import Decision
+from lora_hub.documents.bundle import Bundle
+from lora_hub.documents.fields import is_sha256, printable
+from lora_hub.documents.statement import SignedFiles
+from lora_hub.documents.trust_entries import MAX_PEM, Identity, Key, Pin, PublicKey, Revocation, Rule, is_scope
+from lora_hub.documents.trust_policy import TrustPolicy
+from lora_hub.errors import NotFoundError, PolicyError, UsageError
+from lora_hub.files import read_file
+from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, is_digest
+from lora_hub.registry import pull as pulls
+from lora_hub.registry.find import find
+from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
+from lora_hub.registry.memory import default_memory
+from lora_hub.registry.proof import prove
+from lora_hub.registry.published import Published
+from lora_hub.registry.registry import Registry
+from lora_hub.registry.resolve import Choice, resolve
+from lora_hub.registry.terms import current_terms
+from lora_hub.registry.trust_file import Change, TrustFile, default_trust
+from lora_hub.version import Version
+
+PathLike = str | os.PathLike[str]
+
+
+def trust() -> TrustFile:
+    """Return the trust policy of this user."""
+    return default_trust()
+
+
+def read_public_key(path: PathLike) -> PublicKey:
+    """Return the public key in the file *path*, PEM."""
+    return PublicKey.parse(read_file(Path(path), limit=MAX_PEM).decode(errors="replace"))
+
+
+def signer_key(
+    source: str | os.PathLike[str] | AdapterRef, fingerprint: str, *, registry: RegistryLike = None
+) -> PublicKey:
+    """Return the public key *fingerprint* that signed *source*, a directory or a reference, as its signature has it.
+
+    Raises:
+        NotFoundError: No signature of this key brings the key along.
+        IntegrityError: The key there did not sign.
+    """
+    named = references.parse(source)
+    bundles = read_bundles(named) if isinstance(named, Path) else find(online_registry(registry), named).bundles()
+    for content in bundles.values():
+        bundle = Bundle.parse(content)
+        if bundle.hint != fingerprint:
+            continue
+        pem = SignedFiles.parse(bundle.payload).public_key
+        public = PublicKey.parse(pem) if pem is not None else None
+        if public is not None and public.fingerprint == fingerprint:
+            prove(content, {fingerprint: public}, ())
+            return public
+    raise NotFoundError(
+        f"`{source}` does not bring the key {printable(fingerprint)} along",
+        hint="get the public key from its publisher, and name its file",
+    )
+
+
+def trust_key(
+    key: PublicKey,
+    *,
+    scope: str,
+    name: str | None = None,
+    threshold: int | None = None,
+    min_version: str | None = None,
+) -> Rule:
+    """Let *key* sign the adapters of *scope* (``org/task``, ``org/*`` or ``*``), and return the rule that says so.
+
+    Args:
+        key: The public key.
+        scope: A rule of this very scope is extended; else a new one is made.
+        name: What to call the key; by default its fingerprint's first digits, or what it is called already.
+        threshold: How many signers of the rule must have signed.
+        min_version: No version below it is accepted.
+    """
+
+    def decide(policy: TrustPolicy) -> Change:
+        known = next((k for k in policy.keys if k.fingerprint == key.fingerprint), None)
+        entry = known or Key(name=_free_name(policy, name, key), public=key)
+        old = _rule_of(policy, scope)
+        base = old or Rule(scope=scope)
+        changed = dataclasses.replace(base, keys=tuple(dict.fromkeys((*base.keys, entry.name))))
+        return _replacing(old, _limited(changed, threshold, min_version), () if known else (entry,))
+
+    return _changed_rule(decide, scope)
+
+
+def trust_identity(
+    identity: Identity, *, scope: str, threshold: int | None = None, min_version: str | None = None
+) -> Rule:
+    """Let a keyless *identity* sign the adapters of *scope*, and return the rule that says so."""
+
+    def decide(policy: TrustPolicy) -> Change:
+        old = _rule_of(policy, scope)
+        base = old or Rule(scope=scope)
+        changed = dataclasses.replace(base, identities=tuple(dict.fromkeys((*base.identities, identity))))
+        return _replacing(old, _limited(changed, threshold, min_version), ())
+
+    return _changed_rule(decide, scope)
+
+
+def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | Pin | Revocation, ...]:
+    """Remove *what* from the policy: a pinned reference, the rule of a scope, or a key; return what was removed.
+
+    With a key goes its place in every rule, and a rule that nobody is left to sign for.
+
+    Raises:
+        NotFoundError: There is no such thing.
+        PolicyError: A rule would need more signers than are left, or the entry was written by hand.
+    """
+    if "@" in what:
+        return (default_trust().remove(as_registry(registry).url, AdapterRef.parse(what)),)
+
+    def decide(policy: TrustPolicy) -> Change:
+        if is_scope(what):
+            rule = _rule_of(policy, what)
+            if rule is None:
+                raise NotFoundError(
+                    f"no rule has the scope `{what}`", hint="run `lora-hub trust list` to see what there is"
+                )
+            return Change(removed=(rule,))
+        return _without_key(policy, _find_key(policy, what))
+
+    return default_trust().change(decide).removed
+
+
+def revoke(what: str, *, reason: str | None = None) -> Revocation:
+    """Refuse a key (its name, fingerprint or file) or a version (its digest) from now on, whatever speaks for it."""
+
+    def revocation(policy: TrustPolicy) -> Revocation:
+        if is_digest(what):
+            return Revocation(digest=what, reason=reason)
+        if is_sha256(what):
+            return Revocation(key=what, reason=reason)
+        if Path(what).is_file():
+            return Revocation(key=read_public_key(what).fingerprint, reason=reason)
+        return Revocation(key=_find_key(policy, what).fingerprint, reason=reason)
+
+    def decide(policy: TrustPolicy) -> Change:
+        new = revocation(policy)
+        return Change() if policy.revocation(key=new.key, digest=new.digest) else Change(added=(new,))
+
+    default_trust().change(decide)
+    policy = default_trust().read()
+    wanted = revocation(policy)
+    return policy.revocation(key=wanted.key, digest=wanted.digest) or wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why an adapter may be used or not: the rules that cover its name, and what was decided of what is published."""
+
+    reference: AdapterRef
+    rule: Rule | None
+    project_rule: Rule | None
+    choice: Choice
+
+    @property
+    def decision(self) -> Decision:
+        """What was decided."""
+        return self.choice.verdict.decision
+
+
+def explain(reference: ReferenceLike, *, registry: RegistryLike = None) -> Explanation:
+    """Say why *reference* may be used or not, by its small files; no weights move."""
+    terms, named = current_terms(), as_reference(reference)
+    choice = resolve(named, online_registry(registry), terms)
+    return Explanation(
+        reference=choice.published.reference,
+        rule=terms.policy.rule(named.name),
+        project_rule=terms.project.rule(named.name),
+        choice=choice,
+    )
+
+
+def pin(wanted: Sequence[ReferenceLike], *, registry: RegistryLike = None, digest: str | None = None) -> list[Pin]:
+    """Pin what the references *wanted* mean now, by commit and digest, so that they may be used: all, or none.
+
+    Args:
+        wanted: References; each is pinned as the exact version or commit that it means now.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        digest: What was shown to the user; anything else is refused.
+
+    Raises:
+        PolicyError: One of them has another *digest*, or is pinned to another one already.
+    """
+    opened = online_registry(registry)
+    pins = [_pin(as_reference(reference), opened, digest) for reference in wanted]
+    default_trust().add(pins)
+    return pins
+
+
+def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
+    # The newest there is, whatever is pinned already.
+    published = find(registry, reference)
+    expected = pulls.expected_digest(reference, digest)
+    if expected not in {None, published.digest}:
+        raise PolicyError(
+            f"`{published.reference}` in `{registry.url}` has the digest {published.digest}, not {expected}",
+            hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
+        )
+    if expected is None:
+        default_memory().check_unchanged(registry.url, published.reference, published.digest)
+    published.check_identity()
+    return pin_of(registry, published)
+
+
+def pin_of(registry: Registry, published: Published) -> Pin:
+    version = published.reference.version
+    return Pin(
+        registry=registry.url,
+        name=published.reference.name,
+        version=str(version) if version else None,
+        commit=published.snapshot.commit,
+        digest=published.digest,
+    )
+
+
+def _rule_of(policy: TrustPolicy, scope: str) -> Rule | None:
+    if not is_scope(scope):
+        raise UsageError(f"{scope!a} is no scope", hint="write `org/task`, `org/*` or `*`")
+    return next((rule for rule in policy.rules if rule.scope == scope), None)
+
+
+def _limited(rule: Rule, threshold: int | None, min_version: str | None) -> Rule:
+    signers = len(rule.keys) + len(rule.identities)
+    if threshold is not None and not 1 <= threshold <= signers:
+        raise UsageError(f"the rule has {signers} signers, not {threshold}", hint="add the other signers first")
+    return dataclasses.replace(
+        rule,
+        threshold=rule.threshold if threshold is None else threshold,
+        min_version=rule.min_version if min_version is None else Version.parse(min_version),
+    )
+
+
+def _replacing(old: Rule | None, new: Rule, keys: tuple[Key, ...]) -> Change:
+    if old == new:
+        return Change(added=keys)
+    return Change(removed=() if old is None else (old,), added=(*keys, new))
+
+
+def _changed_rule(decide: Callable[[TrustPolicy], Change], scope: str) -> Rule:
+    default_trust().change(decide)
+    rule = _rule_of(default_trust().read(), scope)
+    if rule is None:
+        raise PolicyError(f"another process removed the rule for `{scope}` meanwhile", hint="run it again")
+    return rule
+
+
+def _free_name(policy: TrustPolicy, name: str | None, key: PublicKey) -> str:
+    wanted = name or key.fingerprint[:16]
+    if any(known.name == wanted for known in policy.keys):
+        raise UsageError(f"another key is called `{wanted}` in your policy", hint="give this one another `--name`")
+    return wanted
+
+
+def _find_key(policy: TrustPolicy, what: str) -> Key:
+    found = [key for key in policy.keys if what in {key.name, key.fingerprint}]
+    if not found:
+        raise NotFoundError(f"your policy has no key {what!a}", hint="run `lora-hub trust list` to see what there is")
+    return found[0]
+
+
+def _without_key(policy: TrustPolicy, key: Key) -> Change:
+    old = [rule for rule in policy.rules if key.name in rule.keys]
+    new = [dataclasses.replace(rule, keys=tuple(name for name in rule.keys if name != key.name)) for rule in old]
+    left = [rule for rule in new if rule.keys or rule.identities]
+    for rule in left:
+        if rule.threshold > len(rule.keys) + len(rule.identities):
+            raise PolicyError(
+                f"the rule for `{rule.scope}` needs {rule.threshold} signers, and fewer would be left",
+                hint=f"add another one first, or remove the rule: `lora-hub trust remove '{rule.scope}'`",
+            )
+    return Change(removed=(key, *old), added=tuple(left))
