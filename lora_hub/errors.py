@@ -25,7 +25,7 @@ The number is the exit code of the command line. `hint` says what to do next, mo
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 _READ_AGAIN = "the file is damaged, or neither lora-hub nor PEFT wrote it: save or download it again"
 
@@ -108,6 +108,12 @@ class DocumentError(MalformedError):
     def __init__(self, message: str, *, context: str = "", hint: str | None = None) -> None:
         super().__init__(f"`{context}`: {message}" if context else message, hint=hint or _READ_AGAIN)
         self.context = context
+
+    def within(self, where: str) -> Self:
+        """Return the same error, saying in which document it is."""
+        error = type(self)(f"{where}: {self.message}", hint=self.hint)
+        error.context = self.context
+        return error
 
 
 class UnsupportedSchemaError(DocumentError):

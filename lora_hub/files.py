@@ -139,24 +139,31 @@ def write_files(directory: Path, files: Mapping[str, Bytes], *, mode: int = 0o66
 
 
 def publish_directory(
-    target: Path, files: Mapping[str, Bytes], *, staging: Path, written: Mapping[str, Path] = MappingProxyType({})
+    target: Path,
+    files: Mapping[str, Bytes],
+    *,
+    staging: Path,
+    written: Mapping[str, Path] = MappingProxyType({}),
+    is_private: bool = False,
 ) -> bool:
     """Make *target* a directory that holds *files*; return False, changing nothing, if it exists already.
 
-    Those of *files* that were *written* on the same file system already are moved, if they are still there.
+    Those of *files* that were *written* on the same file system already are moved, if they are still there. If it
+    *is_private*, nobody else may read or write it, whatever the umask is.
 
     The directory is written under *staging* (on the same file system) and renamed, so it appears whole or not at all.
     Of several processes exactly one wins: renaming onto a directory that is not empty fails.
     """
-    make_directory(staging)
+    directory_mode, mode = (0o700, 0o600) if is_private else (0o777, 0o666)
+    make_directory(staging, mode=directory_mode)
     temporary = staging / uuid.uuid4().hex
     try:
-        temporary.mkdir()
+        temporary.mkdir(mode=directory_mode)
         for name, content in files.items():
             if name not in written or not _move_and_sync(written[name], temporary / name):
-                _write_and_sync(temporary / name, content)
+                _write_and_sync(temporary / name, content, mode)
         sync_directory(temporary)
-        make_directory(target.parent)
+        make_directory(target.parent, mode=directory_mode)
         return _rename_unless_exists(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -206,10 +213,10 @@ def partial_file(directory: Path, name: str) -> Iterator[tuple[BufferedRandom, P
     One process at a time has it: another one that wants the same gets an empty file of its own, which does not stay
     unless it is moved away.
     """
-    make_directory(directory)
+    make_directory(directory, mode=0o700)
     path = directory / name
     while True:
-        with path.open("a+b") as file:
+        with open(path, "a+b", opener=_open_private) as file:
             if not _lock(file):
                 break
             # Whoever had it before may have moved it away between our opening and our locking it.
@@ -219,11 +226,15 @@ def partial_file(directory: Path, name: str) -> Iterator[tuple[BufferedRandom, P
                 return
     own = directory / f"{name}.{uuid.uuid4().hex}"
     try:
-        with own.open("x+b") as file:
+        with open(own, "x+b", opener=_open_private) as file:
             yield file, own
     except BaseException:
         own.unlink(missing_ok=True)
         raise
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _lock(file: BufferedRandom) -> bool:

@@ -220,6 +220,7 @@ def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
 
 
 def pin_of(registry: Registry, published: Published) -> Pin:
+    """Return the pin of what *registry* has now."""
     version = published.reference.version
     return Pin(
         registry=registry.url,

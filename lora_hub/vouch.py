@@ -17,12 +17,13 @@ from lora_hub.documents.trust_entries import Key, PublicKey, Rule, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
 from lora_hub.documents.verified_adapter import verify as verify_files
-from lora_hub.errors import IntegrityError, UntrustedError, UsageError
+from lora_hub.errors import IntegrityError, RegistryError, UntrustedError, UsageError
 from lora_hub.files import machine_errors, write_files
 from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, exact_version
 from lora_hub.registry import pull as pulls
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
+from lora_hub.registry.network import is_offline
 from lora_hub.registry.proof import Evidence, judge
 from lora_hub.registry.push import add_signature, now
 from lora_hub.registry.store import default_store
@@ -143,6 +144,10 @@ def _sign(
 def _sign_keyless(bundles: dict[str, Bytes], manifest: bytes) -> tuple[str, Bytes, str]:
     from lora_hub.signing.keyless import sign_keyless, verified_identity
 
+    if is_offline():
+        raise RegistryError(
+            "keyless signing needs the network, and HF_HUB_OFFLINE forbids it", hint="unset it, or use a key"
+        )
     content = sign_keyless(SignedFiles.of(manifest, Manifest.parse(manifest)).to_bytes())
     name = further_name(sha256(content)) if SIGNATURE_NAME in bundles else SIGNATURE_NAME
     return name, content, str(verified_identity(content)[0])
@@ -179,7 +184,7 @@ def verify(source: PathLike | AdapterRef, *, registry: RegistryLike = None, key:
         PolicyError: It is revoked, or beyond a limit.
         MalformedError: It is no adapter that could ever be applied.
     """
-    terms = current_terms()
+    terms = dataclasses.replace(current_terms(), is_strict=True)
     if key is not None:
         terms = dataclasses.replace(terms, policy=_only(read_public_key(key)))
     named = references.parse(source)

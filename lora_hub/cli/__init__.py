@@ -13,6 +13,7 @@ from click.shell_completion import shell_complete
 
 from lora_hub import __version__
 from lora_hub.cli import cache, demo, keys, look, plugins, schema, signatures, transfer, trust
+from lora_hub.cli.output import shown
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
 
@@ -93,12 +94,17 @@ def _in_our_words(error: click.ClickException | LoraHubError | OSError) -> LoraH
     return UsageError(error.format_message(), hint=f"run `{path} --help`")
 
 
+def _lines(text: str) -> str:
+    """Return *text* so that nothing in it moves the cursor, but the ends of its lines."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
 def _say(error: LoraHubError, words: list[str]) -> None:
     """Print *error* to stderr: for people, or as JSON if the command was asked for JSON."""
     if "--json" in words:
         document = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
         click.echo(json.dumps(document), err=True)
         return
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True, color=_color())
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_lines(error.message)}", err=True, color=_color())
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True, color=_color())
+        click.echo(f"{click.style('hint:', fg='cyan')} {_lines(error.hint)}", err=True, color=_color())

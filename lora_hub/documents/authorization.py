@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Manifest
-from lora_hub.documents.trust_entries import Rule, Signer
+from lora_hub.documents.trust_entries import Key, Rule, Signer
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import LoraHubError, PolicyError, UntrustedError
 from lora_hub.reference import AdapterRef
@@ -25,7 +25,7 @@ class Claim:
         reference: An exact version or a commit.
         digest: That of its manifest.
         named: The digest that the caller named, if one was.
-        manifest: What the version says of itself, where it is signed: proven.
+        manifest: What the version says of itself, proven where it is signed; None if nobody signed it, and it is none.
         signers: Whose signatures over that manifest were verified.
         strangers: Who else is said to have signed: keys and identities that no rule names, unverified.
         is_directory: Whether ``registry`` is but a directory that holds the files of this one version.
@@ -35,7 +35,7 @@ class Claim:
     is_remote: bool
     reference: AdapterRef
     digest: str
-    manifest: Manifest
+    manifest: Manifest | None
     named: str | None = None
     signers: tuple[Signer, ...] = ()
     strangers: tuple[Signer, ...] = ()
@@ -124,9 +124,10 @@ def _revoked(policy: TrustPolicy, claim: Claim) -> LoraHubError | None:
 
 
 def _limited(rule: Rule | None, claim: Claim) -> LoraHubError | None:
-    if rule is None:
+    if rule is None or claim.manifest is None:
         return None
-    version, manifest = claim.reference.version, claim.manifest
+    manifest = claim.manifest
+    version = claim.reference.version or (manifest.reference.version if manifest.reference else None)
     found = [
         ("version", version, rule.min_version, "at least") if version and rule.min_version else None,
         ("r", manifest.lora.r, rule.max_r, "at most") if rule.max_r else None,
@@ -191,10 +192,16 @@ def counted(
         if key is not None and policy.revocation(key=key.fingerprint) is not None:
             problems.append(f"{signer} is revoked")
         elif key is not None and not _is_within(key.not_before, now, key.not_after):
-            problems.append(f"{signer} is not valid now: from {key.not_before} to {key.not_after}")
+            problems.append(f"{signer} is not valid now, {_window(key)}")
         else:
             counting.append(signer)
     return tuple(counting), problems
+
+
+def _window(key: Key) -> str:
+    start = f"from {key.not_before}" if key.not_before else ""
+    end = f"until {key.not_after}" if key.not_after else ""
+    return f"only {' '.join(filter(None, (start, end)))}"
 
 
 def _is_within(start: dt.datetime | None, now: dt.datetime, end: dt.datetime | None) -> bool:
@@ -219,7 +226,11 @@ def _how_to_trust(claim: Claim) -> str:
 
 def _add_command(claim: Claim, signer: Signer) -> str:
     if isinstance(signer.who, str):
-        place = claim.registry if claim.is_directory else f"{claim.reference}{_registry_option(claim.registry)}"
+        place = (
+            shlex.quote(claim.registry)
+            if claim.is_directory
+            else f"{claim.reference}{_registry_option(claim.registry)}"
+        )
         who = f"{signer.who} --from {place}"
     else:
         who = f"--identity {shlex.quote(signer.who.identity)} --issuer {shlex.quote(signer.who.issuer)}"
@@ -235,7 +246,9 @@ def _registry_option(registry: str) -> str:
     return "" if registry == "hf://" else f" --registry {shlex.quote(registry)}"
 
 
-def summary(manifest: Manifest) -> str:
+def summary(manifest: Manifest | None) -> str:
     """Return what an adapter says of itself, in one line."""
+    if manifest is None:
+        return "no adapter that could be read"
     base = printable(manifest.base.repo) if manifest.base.repo else "an unnamed base"
     return f"a LoRA adapter of {base}, r {manifest.lora.r}, {manifest.lora.parameters:,} parameters"

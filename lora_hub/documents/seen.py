@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from lora_hub.documents.fields import Fields, canonical_json, parse_json_object
+from lora_hub.errors import DocumentError
 from lora_hub.reference import AdapterRef, is_commit, is_digest
 from lora_hub.version import Version
 
@@ -37,7 +38,10 @@ class Seen:
         fields = Fields(parse_json_object(content, what="the memory", limit=MAX_MEMORY, hint=_MEND), hint=_MEND)
         fields.check_schema(SCHEMA)
         fields.only("schema", "seen")
-        return cls(sights=dict(map(_parse_sight, fields.objects("seen"))))
+        sights = [_parse_sight(entry) for entry in fields.objects("seen")]
+        if len({place for place, _ in sights}) != len(sights):
+            raise DocumentError("one version stands there twice", context="seen", hint=_MEND)
+        return cls(sights=dict(sights))
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the memory; same memory, same bytes."""

@@ -312,7 +312,7 @@ def quoted(text: str) -> str:
 
 def _value(value: str | int | dt.datetime) -> str:
     if isinstance(value, dt.datetime):
-        return value.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return value.isoformat().replace("+00:00", "Z")
     return quoted(value) if isinstance(value, str) else str(value)
 
 

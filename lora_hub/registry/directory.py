@@ -16,7 +16,7 @@ from lora_hub.documents.statement import YANKED, is_yank_name
 from lora_hub.errors import NotFoundError
 from lora_hub.files import machine_errors, publish_directory, read_file, remove_leftovers, write_files
 from lora_hub.reference import AdapterRef, exact_version
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, readable, unsigned
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
@@ -92,7 +92,7 @@ class DirectoryRegistry:
         directory, version = self._root / reference.org / reference.task / YANKED, exact_version(reference)
         with machine_errors():
             names = sorted(path.name for path in directory.glob("*.sig") if is_yank_name(path.name, version))
-        return [read_file(directory / name, limit=MAX_BUNDLE) for name in names[:MAX_SIGNATURES]]
+        return readable(names[:MAX_SIGNATURES], lambda name: read_file(directory / name, limit=MAX_BUNDLE))
 
     def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
         """Put a bundle among those that yank versions of the adapter."""

@@ -96,6 +96,6 @@ def vanished(
     with contextlib.suppress(*_BROKEN):
         found = look_up(registry, reference.at(listing.head), listing.head).digest if listing.head else found
     return PolicyError(
-        f"`{reference}` in `{registry.url}` was {expected} and is gone; its main branch has {found}",
+        f"`{reference}` in `{registry.url}` was {expected} and is gone; there is now {found}",
         hint="its history was rewritten: ask its publisher what happened, or name a version exactly",
     )

@@ -33,7 +33,7 @@ from lora_hub.registry import network
 from lora_hub.registry.fetch import read_small
 from lora_hub.registry.hub_answers import BranchMovedError, NoAnswerError, Refs
 from lora_hub.registry.network import Retry, pause
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, readable, unsigned
 from lora_hub.version import Version
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class HubRegistry:
             return []
         names = sorted(name for name in snapshot.files if is_yank_name(name, version))[:MAX_SIGNATURES]
         source = f"{reference} in {self.url}"
-        return [read_small(snapshot, name, limit=MAX_BUNDLE, source=source) for name in names]
+        return readable(names, lambda name: read_small(snapshot, name, limit=MAX_BUNDLE, source=source))
 
     # Publishing
 

@@ -32,7 +32,7 @@ class Memory:
         except NotFoundError:
             return Seen()
         except DocumentError as error:
-            raise DocumentError(f"`{self.path}`: {error.message}", hint=error.hint) from error
+            raise error.within(f"`{self.path}`") from error
 
     def digest(self, registry_url: str, reference: AdapterRef) -> str | None:
         """Return the digest that the registry had under this exact version or commit."""

@@ -13,7 +13,7 @@ from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_entries import Identity, PublicKey, Signer
 from lora_hub.documents.trust_policy import TrustPolicy
-from lora_hub.errors import MissingExtraError
+from lora_hub.errors import MalformedError, MissingExtraError
 from lora_hub.reference import AdapterRef
 
 _SOMEBODY = Signer(Identity(identity="somebody keyless", issuer="pip install 'lora-hub[sigstore]' to see who"))
@@ -79,12 +79,19 @@ def judge(
         SignedFiles.parse(payload).check(evidence.digest, evidence.manifest, source=evidence.source)
         signers.append(signer)
         verified[file] = content
+    is_read = is_pinned or bool(signers)  # what nobody vouches for is only described, if it can be
+    try:
+        manifest = evidence.manifest()
+    except MalformedError:
+        if is_read:
+            raise
+        manifest = None
     claim = Claim(
         registry=evidence.registry,
         is_remote=evidence.is_remote,
         reference=evidence.reference,
         digest=evidence.digest,
-        manifest=evidence.manifest(),
+        manifest=manifest,
         named=named,
         signers=tuple(dict.fromkeys(signers)),
         strangers=tuple(dict.fromkeys(strangers)),

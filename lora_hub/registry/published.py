@@ -20,7 +20,7 @@ from lora_hub.documents.manifest import (
     Manifest,
 )
 from lora_hub.documents.verified_adapter import VerifiedAdapter, check_file, derive, manifest_digest, verify
-from lora_hub.errors import IntegrityError, LoraHubError, RegistryError
+from lora_hub.errors import DocumentError, IntegrityError, LoraHubError, RegistryError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.fetch import Progress, no_progress, read_header, read_small, read_weights
 from lora_hub.registry.registry import Registry, Snapshot
@@ -76,7 +76,10 @@ class Published:
     @cached_property
     def document(self) -> Manifest:
         """The manifest, parsed."""
-        return Manifest.parse(self.manifest)
+        try:
+            return Manifest.parse(self.manifest)
+        except DocumentError as error:
+            raise error.within(f"`{MANIFEST_NAME}` of `{self.source}`") from error
 
     def check_identity(self) -> None:
         """Raise `IntegrityError` if this is another adapter or version than its reference says.

@@ -85,7 +85,9 @@ def find_in_store(
     Policy and signatures decide anew whether it may be used; if not, the registry may have more signatures.
     """
     for exact, digest in _known(reference, registry, terms, expected):
-        with contextlib.suppress(NotFoundError, UntrustedError):
+        # Offline there is nobody else to ask: then it is refused for what is missing, not for being far away.
+        is_last_word = terms.offline and registry.is_remote
+        with contextlib.suppress(NotFoundError, *([] if is_last_word else [UntrustedError])):
             adapter = store.read(digest)
             named = adapter.manifest.reference
             if named is not None and (named.name != exact.name or exact.version not in {None, named.version}):
@@ -140,7 +142,7 @@ def _judge_stored(
 ) -> Verdict:
     evidence = Evidence(
         registry=registry.url,
-        is_remote=registry.is_remote,
+        is_remote=terms.is_foreign(registry),
         reference=exact,
         digest=adapter.digest,
         manifest=lambda: adapter.manifest,

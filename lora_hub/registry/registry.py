@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.errors import RegistryError
+from lora_hub.errors import MalformedError, NotFoundError, RegistryError
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -73,6 +74,15 @@ Sign = Callable[[bytes], Mapping[str, Bytes]]
 def unsigned(_manifest: bytes) -> Mapping[str, Bytes]:
     """Sign nothing."""
     return {}
+
+
+def readable(names: Iterable[str], read: Callable[[str], Bytes]) -> list[Bytes]:
+    """Return what *read* returns of each of *names*, without those that cannot be read: they prove nothing."""
+    found = []
+    for name in names:
+        with contextlib.suppress(MalformedError, NotFoundError):
+            found.append(read(name))
+    return found
 
 
 class Registry(Protocol):

@@ -136,7 +136,7 @@ class _Resolution:
 
     def _may_be_trusted(self, exact: AdapterRef) -> bool:
         policy, url = self.terms.policy, self.registry.url
-        is_covered = not self.registry.is_remote or policy.rule(exact.name) is not None
+        is_covered = not self.terms.is_foreign(self.registry) or policy.rule(exact.name) is not None
         return is_covered or policy.expected(url, exact, self.expected) is not None
 
     def _check_floor(self, chosen: Version | None, listing: Listing) -> None:
@@ -198,7 +198,7 @@ class _Resolution:
         """Return why *published* was yanked, if those who may sign it say so, or said so before."""
         exact, url, memory = published.reference, self.registry.url, self.terms.memory
         rule = verdict.decision.rule
-        if exact.version is None or (rule is None and self.registry.is_remote):
+        if exact.version is None or (rule is None and self.terms.is_foreign(self.registry)):
             return None
         sight = memory.read().sight(url, exact)
         statements = self._yank_statements(exact, published.digest, listing)
@@ -234,7 +234,7 @@ def judge_published(published: Published, registry: Registry, terms: Terms, *, n
     """Return whether *published* may be used: unless a digest says what is meant, it must be what it was before."""
     evidence = Evidence(
         registry=registry.url,
-        is_remote=registry.is_remote,
+        is_remote=terms.is_foreign(registry),
         reference=published.reference,
         digest=published.digest,
         manifest=lambda: published.document,

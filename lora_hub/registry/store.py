@@ -114,7 +114,7 @@ class Store:
         target = self.path(adapter.digest)
         self._make()
         with machine_errors():
-            publish_directory(target, files, staging=self._staging, written=written)
+            publish_directory(target, files, staging=self._staging, written=written, is_private=True)
         return target
 
     def read(self, digest: str) -> VerifiedAdapter:
@@ -153,7 +153,7 @@ class Store:
         new = {name: content for name, content in bundles.items() if kept.get(name) != content}
         if new:
             with machine_errors():
-                write_files(self.path(digest), new)
+                write_files(self.path(digest), new, mode=0o600)
 
     def _damaged(self, digest: str, what: str) -> IntegrityError:
         return IntegrityError(

@@ -9,6 +9,7 @@ from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.memory import Memory, default_memory
 from lora_hub.registry.network import is_offline
+from lora_hub.registry.registry import Registry
 from lora_hub.registry.trust_file import default_trust, project_policy
 
 
@@ -27,6 +28,7 @@ class Terms:
         now: The time at which keys must be valid.
         offline: Whether the network must not be used.
         progress: How to show what comes.
+        is_strict: Whether a directory of this machine is as foreign as any other registry.
     """
 
     memory: Memory
@@ -35,6 +37,11 @@ class Terms:
     now: dt.datetime = field(default_factory=_now)
     offline: bool = False
     progress: Progress = no_progress
+    is_strict: bool = False
+
+    def is_foreign(self, registry: Registry) -> bool:
+        """Whether what *registry* has needs a signature or a pin where no rule says so."""
+        return registry.is_remote or self.is_strict
 
 
 def current_terms(*, offline: bool = False, progress: Progress = no_progress) -> Terms:

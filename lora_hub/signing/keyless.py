@@ -123,7 +123,10 @@ def _signer(certificate: Certificate) -> Identity:
     issuers = {decode_der(str, value) if oid == _ISSUER_V2 else value.decode() for oid, value in values.items()}
     if len(issuers) != 1:
         raise ValueError(f"the certificate names {len(issuers)} issuers, expected one")
-    return Identity(identity=names[0].value, issuer=issuers.pop())
+    identity = Identity(identity=names[0].value, issuer=issuers.pop())
+    if not str(identity).isprintable():
+        raise ValueError("the certificate's signer or issuer has unprintable characters")
+    return identity
 
 
 def _verifier() -> Verifier:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 
 import pytest
@@ -98,6 +99,19 @@ def test_depth_is_bounded():
 
     with pytest.raises(DocumentError, match="deeper"):
         parse(nested(MAX_DEPTH + 1))
+
+
+def test_digits_are_bounded_whoever_unbounded_them():
+    """A number of a megabyte is refused at once, also where Python's own limit, which is the process's, is off."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        with pytest.raises(DocumentError, match="1000000 digits"):
+            parse(b'{"a": ' + b"9" * 1_000_000 + b"}", limit=2_000_000)
+    finally:
+        sys.set_int_max_str_digits(before)
+
+    assert parse(b'{"a": ' + b"9" * 1000 + b"}")["a"] == 10**1000 - 1
 
 
 def test_size_is_bounded():

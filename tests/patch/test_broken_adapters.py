@@ -144,6 +144,34 @@ def test_base_of_another_type_with_the_same_shapes(tmp_path):
     assert applied.other_base_allowed
 
 
+def test_base_whose_type_would_move_the_cursor(model, saved):
+    """What the manifest calls the base is shown escaped."""
+    manifest = json.loads((saved / MANIFEST).read_text())
+    manifest["base"]["model_type"] = "\x1b[2J\u202e"
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    error = refusal(model, saved)
+
+    assert (error.exit_code, str(error).isprintable()) == (9, True)
+    assert "\\u001b[2J" in error.message
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")], ids=str)
+def test_pair_of_two_dtypes_is_applied(model, saved, dtypes):
+    """A and B may each have a dtype of its own: both are computed with as if they had the wider one."""
+    tensors, found = load_file(saved / WEIGHTS), []
+    for kinds in (dtypes, ("float32", "float32")):
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.to(torch.bfloat16).to(getattr(torch, kinds["lora_B" in key]))
+        save_file(tensors, saved / WEIGHTS, metadata={"format": "pt"})
+        (saved / MANIFEST).unlink(missing_ok=True)
+        handle = lora_hub.apply_adapter(model, saved, name="task")
+        found.append(logits(model))
+        handle.remove()
+
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], logits(model))
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_base_with_other_depth(layers, tmp_path):
     """A base with fewer layers lacks modules; one with more leaves targets of the config without tensors: both 9."""

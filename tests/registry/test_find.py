@@ -349,7 +349,7 @@ def test_a_commit_that_is_gone_is_a_rewritten_history(remote, is_pinned):
     error = the_refusal(remote, f"org/task@{gone}", policy, None if is_pinned else DIGEST)
     head = manifest_digest(remote.commits[remote.head][MANIFEST_NAME])
 
-    assert f"was {DIGEST} and is gone; its main branch has {head}" in error.message
+    assert f"was {DIGEST} and is gone; there is now {head}" in error.message
 
 
 def test_a_version_whose_tag_is_gone_is_a_rewritten_history(remote):
@@ -388,7 +388,7 @@ def test_what_is_gone_is_refused_whatever_is_there_now(remote, change, reference
     change(remote)
     error = the_refusal(remote, reference, pinned(remote, reference.partition("@")[2]))
 
-    assert f"was {DIGEST} and is gone; its main branch has " in error.message
+    assert f"was {DIGEST} and is gone; there is now " in error.message
 
 
 # What lora-hub never published

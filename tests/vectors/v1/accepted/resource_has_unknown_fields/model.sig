@@ -1,0 +1,19 @@
+{
+  "dsseEnvelope": {
+    "payload": "ewogICJfdHlwZSI6ICJodHRwczovL2luLXRvdG8uaW8vU3RhdGVtZW50L3YxIiwKICAicHJlZGljYXRlIjogewogICAgInJlc291cmNlcyI6IFsKICAgICAgewogICAgICAgICJhbGdvcml0aG0iOiAic2hhMjU2IiwKICAgICAgICAiZGlnZXN0IjogIjEwMmM5NzIxYmM2MDI4OGMyNDNhMWViNTUyNmExYjUzMzllNGQ1MTFmYWQ0ZjkzNzdhNTUxNGEzODFiYzYzN2IiLAogICAgICAgICJtb2RlIjogIjA2NDQiLAogICAgICAgICJuYW1lIjogImFkYXB0ZXJfY29uZmlnLmpzb24iLAogICAgICAgICJzaXplIjogMQogICAgICB9LAogICAgICB7CiAgICAgICAgImFsZ29yaXRobSI6ICJzaGEyNTYiLAogICAgICAgICJkaWdlc3QiOiAiN2M3MzBjNTMyMTY2NDcwMzFlMjNiOWIzNmUwODI0NzZiOTEyNjU5NTdkMTE4MzFjMjM0Yzg1NmQ5MDZlN2UyOSIsCiAgICAgICAgIm5hbWUiOiAiYWRhcHRlcl9tb2RlbC5zYWZldGVuc29ycyIKICAgICAgfSwKICAgICAgewogICAgICAgICJhbGdvcml0aG0iOiAic2hhMjU2IiwKICAgICAgICAiZGlnZXN0IjogIjA5Yzc0YWQ5MGJjZTc2Mzk3ODU0ZWQwMDA2YjZjZmQyZjYxMTNjOGEyZDg1NDUzMDM2ZTYyNjEwNGJjNmQwNzUiLAogICAgICAgICJuYW1lIjogImxvcmEtaHViLmpzb24iCiAgICAgIH0KICAgIF0sCiAgICAic2VyaWFsaXphdGlvbiI6IHsKICAgICAgImFsbG93X3N5bWxpbmtzIjogZmFsc2UsCiAgICAgICJoYXNoX3R5cGUiOiAic2hhMjU2IiwKICAgICAgImlnbm9yZV9wYXRocyI6IFsKICAgICAgICAiLmdpdCIsCiAgICAgICAgIi5naXRhdHRyaWJ1dGVzIiwKICAgICAgICAiLmdpdGh1YiIsCiAgICAgICAgIi5naXRpZ25vcmUiLAogICAgICAgICJtb2RlbC5zaWciCiAgICAgIF0sCiAgICAgICJtZXRob2QiOiAiZmlsZXMiCiAgICB9CiAgfSwKICAicHJlZGljYXRlVHlwZSI6ICJodHRwczovL21vZGVsX3NpZ25pbmcvc2lnbmF0dXJlL3YxLjAiLAogICJzdWJqZWN0IjogWwogICAgewogICAgICAiZGlnZXN0IjogewogICAgICAgICJzaGEyNTYiOiAiOWIzZTRmMDY5YjE4N2M5MDcwZDIwOTdjMjRjNmYyNzBlODg5MTNmMTg0ZWMyZmFhZmFmMjIxZWEzZTkyZmFmYSIKICAgICAgfSwKICAgICAgIm5hbWUiOiAib3JnL3Rhc2tAMS4wLjAiCiAgICB9CiAgXQp9Cg==",
+    "payloadType": "application/vnd.in-toto+json",
+    "signatures": [
+      {
+        "keyid": "",
+        "sig": "MEUCIGpUu7cUAUgKfHvlu5M1GqZWKDnoNqWMJ++kld1bta8zAiEA4jzfy2vksPgfDLIGmgah05BvWG7iv3ZBiz2fYS1HvOs="
+      }
+    ]
+  },
+  "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+  "verificationMaterial": {
+    "publicKey": {
+      "hint": "69ae1a3f43167694020c4982097181a565abf85b441427795ad503d4f0dffc1f"
+    },
+    "tlogEntries": []
+  }
+}

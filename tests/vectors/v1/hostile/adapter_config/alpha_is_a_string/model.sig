@@ -1,0 +1,19 @@
+{
+  "dsseEnvelope": {
+    "payload": "ewogICJfdHlwZSI6ICJodHRwczovL2luLXRvdG8uaW8vU3RhdGVtZW50L3YxIiwKICAicHJlZGljYXRlIjogewogICAgInJlc291cmNlcyI6IFsKICAgICAgewogICAgICAgICJhbGdvcml0aG0iOiAic2hhMjU2IiwKICAgICAgICAiZGlnZXN0IjogIjlhZmVjOGMyMThiMzhjZmJhZWYyZTllZjk0MDgzYzExYTliMmRhOWZmN2Q5NDVhMTIwZmJlZTgwZDFhNDMxMmEiLAogICAgICAgICJuYW1lIjogImFkYXB0ZXJfY29uZmlnLmpzb24iCiAgICAgIH0sCiAgICAgIHsKICAgICAgICAiYWxnb3JpdGhtIjogInNoYTI1NiIsCiAgICAgICAgImRpZ2VzdCI6ICI3YzczMGM1MzIxNjY0NzAzMWUyM2I5YjM2ZTA4MjQ3NmI5MTI2NTk1N2QxMTgzMWMyMzRjODU2ZDkwNmU3ZTI5IiwKICAgICAgICAibmFtZSI6ICJhZGFwdGVyX21vZGVsLnNhZmV0ZW5zb3JzIgogICAgICB9LAogICAgICB7CiAgICAgICAgImFsZ29yaXRobSI6ICJzaGEyNTYiLAogICAgICAgICJkaWdlc3QiOiAiZDhmYzY4ZmNhMzVlNThjZjFlZDJiNTA3ZjhiMjkxYzk4YmRlODA3OTdkNWYzM2IyMzIwODYxYTkyYjYyNjcwMyIsCiAgICAgICAgIm5hbWUiOiAibG9yYS1odWIuanNvbiIKICAgICAgfQogICAgXSwKICAgICJzZXJpYWxpemF0aW9uIjogewogICAgICAiYWxsb3dfc3ltbGlua3MiOiBmYWxzZSwKICAgICAgImhhc2hfdHlwZSI6ICJzaGEyNTYiLAogICAgICAiaWdub3JlX3BhdGhzIjogWwogICAgICAgICIuZ2l0IiwKICAgICAgICAiLmdpdGF0dHJpYnV0ZXMiLAogICAgICAgICIuZ2l0aHViIiwKICAgICAgICAiLmdpdGlnbm9yZSIsCiAgICAgICAgIm1vZGVsLnNpZyIKICAgICAgXSwKICAgICAgIm1ldGhvZCI6ICJmaWxlcyIKICAgIH0KICB9LAogICJwcmVkaWNhdGVUeXBlIjogImh0dHBzOi8vbW9kZWxfc2lnbmluZy9zaWduYXR1cmUvdjEuMCIsCiAgInN1YmplY3QiOiBbCiAgICB7CiAgICAgICJkaWdlc3QiOiB7CiAgICAgICAgInNoYTI1NiI6ICI4MDkxNjkwM2I2YjUxNTU4YWExNGIyMjdhYzMwMmU3ODhjMDUwMTg0MzcxNDU4ZjdiYTExM2Q3MWEyMmZkYzRmIgogICAgICB9LAogICAgICAibmFtZSI6ICJvcmcvdGFza0AxLjAuMCIKICAgIH0KICBdCn0K",
+    "payloadType": "application/vnd.in-toto+json",
+    "signatures": [
+      {
+        "keyid": "",
+        "sig": "MEQCIDyoNeX5xpokZ2IXgD9jCiQV8j9uPndkAICr8j9+SyxwAiBnxsE4FXwal0U/tge+Jv5V+CDwqDCRlX4f5HhKeh4d1w=="
+      }
+    ]
+  },
+  "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+  "verificationMaterial": {
+    "publicKey": {
+      "hint": "69ae1a3f43167694020c4982097181a565abf85b441427795ad503d4f0dffc1f"
+    },
+    "tlogEntries": []
+  }
+}

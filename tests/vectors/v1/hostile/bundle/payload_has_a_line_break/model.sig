@@ -1,0 +1,19 @@
+{
+  "dsseEnvelope": {
+    "payload": "ewogICJfdHlwZSI6ICJodHRwczovL2luLXRvdG8uaW8vU3RhdGVtZW50L3YxIiwKICAicHJlZGlj\nYXRlIjogewogICAgInJlc291cmNlcyI6IFsKICAgICAgewogICAgICAgICJhbGdvcml0aG0iOiAi\nc2hhMjU2IiwKICAgICAgICAiZGlnZXN0IjogIjEwMmM5NzIxYmM2MDI4OGMyNDNhMWViNTUyNmEx\nYjUzMzllNGQ1MTFmYWQ0ZjkzNzdhNTUxNGEzODFiYzYzN2IiLAogICAgICAgICJuYW1lIjogImFk\nYXB0ZXJfY29uZmlnLmpzb24iCiAgICAgIH0sCiAgICAgIHsKICAgICAgICAiYWxnb3JpdGhtIjog\nInNoYTI1NiIsCiAgICAgICAgImRpZ2VzdCI6ICI3YzczMGM1MzIxNjY0NzAzMWUyM2I5YjM2ZTA4\nMjQ3NmI5MTI2NTk1N2QxMTgzMWMyMzRjODU2ZDkwNmU3ZTI5IiwKICAgICAgICAibmFtZSI6ICJh\nZGFwdGVyX21vZGVsLnNhZmV0ZW5zb3JzIgogICAgICB9LAogICAgICB7CiAgICAgICAgImFsZ29y\naXRobSI6ICJzaGEyNTYiLAogICAgICAgICJkaWdlc3QiOiAiMDljNzRhZDkwYmNlNzYzOTc4NTRl\nZDAwMDZiNmNmZDJmNjExM2M4YTJkODU0NTMwMzZlNjI2MTA0YmM2ZDA3NSIsCiAgICAgICAgIm5h\nbWUiOiAibG9yYS1odWIuanNvbiIKICAgICAgfQogICAgXSwKICAgICJzZXJpYWxpemF0aW9uIjog\newogICAgICAiYWxsb3dfc3ltbGlua3MiOiBmYWxzZSwKICAgICAgImhhc2hfdHlwZSI6ICJzaGEy\nNTYiLAogICAgICAiaWdub3JlX3BhdGhzIjogWwogICAgICAgICIuZ2l0IiwKICAgICAgICAiLmdp\ndGF0dHJpYnV0ZXMiLAogICAgICAgICIuZ2l0aHViIiwKICAgICAgICAiLmdpdGlnbm9yZSIsCiAg\nICAgICAgIm1vZGVsLnNpZyIKICAgICAgXSwKICAgICAgIm1ldGhvZCI6ICJmaWxlcyIKICAgIH0K\nICB9LAogICJwcmVkaWNhdGVUeXBlIjogImh0dHBzOi8vbW9kZWxfc2lnbmluZy9zaWduYXR1cmUv\ndjEuMCIsCiAgInN1YmplY3QiOiBbCiAgICB7CiAgICAgICJkaWdlc3QiOiB7CiAgICAgICAgInNo\nYTI1NiI6ICI5YjNlNGYwNjliMTg3YzkwNzBkMjA5N2MyNGM2ZjI3MGU4ODkxM2YxODRlYzJmYWFm\nYWYyMjFlYTNlOTJmYWZhIgogICAgICB9LAogICAgICAibmFtZSI6ICJvcmcvdGFza0AxLjAuMCIK\nICAgIH0KICBdCn0K\n",
+    "payloadType": "application/vnd.in-toto+json",
+    "signatures": [
+      {
+        "keyid": "",
+        "sig": "MEYCIQDSq9Gk2cLKaJBm3FjPH0htL60t5ScFo659vy+ANqocogIhAP2Q9gBIl0bMQ/trokjJgpAgEHFr3NlYZqdTPOhZFrwm"
+      }
+    ]
+  },
+  "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+  "verificationMaterial": {
+    "publicKey": {
+      "hint": "69ae1a3f43167694020c4982097181a565abf85b441427795ad503d4f0dffc1f"
+    },
+    "tlogEntries": []
+  }
+}
