@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lora_hub.documents.manifest import (
     MAX_MANIFEST,
     PAYLOAD_NAMES,
     WEIGHTS_NAME,
+    FileEntry,
     Manifest,
 )
 from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
@@ -25,15 +27,29 @@ from lora_hub.files import machine_errors, read_file, write_files
 _LIMITS = {CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
 
 
-def read_files(directory: Path, *, is_own: bool = False) -> dict[str, Bytes]:
-    """Return the files of the adapter in *directory*, each read once; the manifest may be missing.
+def read_adapter(directory: Path) -> VerifiedAdapter:
+    """Return the adapter in *directory*, its bytes checked against the manifest that lies beside them, if one does."""
+    return read_with_files(directory)[0]
 
-    Where there is a manifest, it says how large the others are: no memory is taken for what cannot match. If the
-    directory *is_own*, kept by lora-hub for this user, what others may have put there is refused.
+
+def read_with_files(directory: Path, *, is_own: bool = False) -> tuple[VerifiedAdapter, dict[str, Bytes]]:
+    """Return the adapter in *directory*, and the files that it was proven from; the manifest may be missing.
+
+    If the directory *is_own*, kept by lora-hub for this user, what others may have put there is refused.
 
     Raises:
         NotFoundError: There is no such directory, or a payload file is missing in it.
-        IntegrityError: A file has another size than the manifest says.
+        IntegrityError: A file is not the one that the manifest describes.
+        MalformedError: A document or a tensor is malformed.
+    """
+    files, hashed = _read_files(directory, is_own=is_own)
+    return verify(files, source=str(directory), hashed=hashed), files
+
+
+def _read_files(directory: Path, *, is_own: bool) -> tuple[dict[str, Bytes], tuple[FileEntry, ...]]:
+    """Return the files of the adapter in *directory*, each read once, and what the payload was found to be.
+
+    Where there is a manifest, it says how large the others are: no memory is taken for what cannot match.
     """
     with machine_errors():
         if not directory.is_dir():
@@ -43,23 +59,22 @@ def read_files(directory: Path, *, is_own: bool = False) -> dict[str, Bytes]:
     with contextlib.suppress(NotFoundError):
         files[MANIFEST_NAME], manifest = read_manifest(directory, is_own=is_own)
         sizes = {entry.name: entry.size for entry in manifest.files}
+    hashed = []
     for name, limit in _LIMITS.items():
+        sha256 = hashlib.sha256()
         try:
-            files[name] = read_file(directory / name, limit=limit, size=sizes.get(name), is_own=is_own)
+            content = read_file(directory / name, limit=limit, size=sizes.get(name), is_own=is_own, sha256=sha256)
         except NotFoundError as error:
             raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
-    return files
+        files[name] = content
+        hashed.append(FileEntry(name=name, size=len(content), sha256=sha256.hexdigest()))
+    return files, tuple(hashed)
 
 
 def _hint(directory: Path) -> str:
     if (directory / "adapter_model.bin").exists():
         return "pickles are never read: load the adapter in PEFT and save it again as safetensors"
     return "name a directory that `save_adapter` or PEFT's `save_pretrained` wrote"
-
-
-def read_adapter(directory: Path) -> VerifiedAdapter:
-    """Return the adapter in *directory*, its bytes checked against the manifest that lies beside them, if one does."""
-    return verify(read_files(directory), source=str(directory))
 
 
 def read_manifest(directory: Path, *, is_own: bool = False) -> tuple[bytes, Manifest]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from io import BufferedRandom
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from types import MappingProxyType
 
 from lora_hub.documents.fields import Bytes
 from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError, PolicyError
 
+_PIECE = 1024 * 1024  # bytes that are read and hashed at once
+_AHEAD = 8  # pieces that may be read before they are hashed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -38,7 +43,9 @@ def machine_errors() -> Iterator[None]:
         raise machine_error(error) from error
 
 
-def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool = False) -> bytearray:
+def read_file(
+    path: Path, *, limit: int, size: int | None = None, is_own: bool = False, sha256: hashlib._Hash | None = None
+) -> bytearray:
     """Return the bytes of the regular file at *path*, read exactly once.
 
     Args:
@@ -46,6 +53,7 @@ def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool =
         limit: Bytes; a larger file is refused before memory is taken for it.
         size: Bytes that it must have, if that is known.
         is_own: Whether it is a file that lora-hub keeps for this user, so that nobody else may have put it there.
+        sha256: Gets the bytes that are returned, while more of them are read.
 
     Raises:
         NotFoundError: There is no such file.
@@ -54,23 +62,15 @@ def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool =
         IntegrityError: Another size than *size*.
         MachineError: The file cannot be read, or is larger than the memory.
     """
+    opener = _open_without_following if is_own else _open_without_blocking
     try:
-        opener = _open_without_following if is_own else _open_without_blocking
-        with machine_errors(), open(path, "rb", opener=opener) as file:
+        with open(path, "rb", opener=opener) as file:
             status = os.fstat(file.fileno())
             if is_own:
                 _check_owner(path, status)
-            if not stat.S_ISREG(status.st_mode):
-                raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
-            if size is not None and status.st_size != size:
-                raise IntegrityError(
-                    f"`{path}` has {status.st_size} bytes, the manifest says {size}",
-                    hint="the file was changed or damaged: get it again, or save it again",
-                )
-            if status.st_size > limit:
-                raise MalformedError(
-                    f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="it is no file of an adapter"
-                )
+            _check_file(path, status, limit, size)
+            if sha256 is not None:
+                return _read_and_hash(file, status.st_size, sha256)
             content = bytearray(status.st_size)
             read = file.readinto(content)
             return content[:read] if read < len(content) else content
@@ -78,14 +78,40 @@ def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool =
         raise MachineError(
             f"`{path}` is larger than the memory", hint="check the file, or use a larger machine"
         ) from error
-    except MachineError as error:
-        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
-            raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
-        if isinstance(error.__cause__, IsADirectoryError):
-            raise MalformedError(f"`{path}` is not a regular file, but a directory", hint="check the path") from error
-        if is_own and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ELOOP:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"there is no file `{path}`", hint="check the path") from error
+    except IsADirectoryError as error:
+        raise MalformedError(f"`{path}` is not a regular file, but a directory", hint="check the path") from error
+    except OSError as error:
+        if is_own and error.errno == errno.ELOOP:
             raise PolicyError(f"`{path}` is a symbolic link", hint="put the file itself there") from error
-        raise
+        raise machine_error(error) from error
+
+
+def _check_file(path: Path, status: os.stat_result, limit: int, size: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
+    if size is not None and status.st_size != size:
+        raise IntegrityError(
+            f"`{path}` has {status.st_size} bytes, the manifest says {size}",
+            hint="the file was changed or damaged: get it again, or save it again",
+        )
+    if status.st_size > limit:
+        raise MalformedError(
+            f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="it is no file of an adapter"
+        )
+
+
+def _read_and_hash(file: BufferedReader, size: int, sha256: hashlib._Hash) -> bytearray:
+    """Return the first *size* bytes of *file*; a thread hashes each piece while the next one is read."""
+    content, behind = bytearray(), deque[Future[None]]()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-sha256") as thread:
+        while piece := file.read(min(_PIECE, size - len(content))):
+            behind.append(thread.submit(sha256.update, piece))
+            content += piece
+            if len(behind) > _AHEAD:  # no more than this is in memory twice
+                behind.popleft().result()
+    return content
 
 
 def check_own_directory(path: Path, *, may_be_link: bool = True) -> None:

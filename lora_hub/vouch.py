@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub import reference as references
-from lora_hub.adapter_directory import read_bundles, read_files, read_manifest
+from lora_hub.adapter_directory import read_adapter, read_bundles, read_manifest, read_with_files
 from lora_hub.documents.bundle import MAX_SIGNATURES, SIGNATURE_NAME, further_name
 from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest, publish
@@ -16,7 +16,6 @@ from lora_hub.documents.statement import SignedFiles, Yank, yank_name
 from lora_hub.documents.trust_entries import Key, PublicKey, Rule, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
-from lora_hub.documents.verified_adapter import verify as verify_files
 from lora_hub.errors import IntegrityError, RegistryError, UntrustedError, UsageError
 from lora_hub.files import machine_errors, write_files
 from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, exact_version
@@ -107,8 +106,7 @@ def sign(
         UsageError: No name and version, no key, or signed already and *add* is False.
     """
     place = Path(directory)
-    files = read_files(place)
-    adapter = verify_files(files, source=str(place))
+    adapter, files = read_with_files(place)
     exact = adapter.manifest.reference if reference is None else as_reference(reference)
     if exact is None:
         raise UsageError(f"`{place}` has no name and version yet", hint="say which: `--as org/task@1.0.0`")
@@ -214,7 +212,7 @@ def _verify_directory(directory: Path, terms: Terms) -> Verified:
     )
     decision = judge(evidence, terms.policy, terms.project, terms.now, named=None).decision
     decision.require()
-    adapter = verify_files(read_files(directory), source=str(directory))
+    adapter = read_adapter(directory)
     if adapter.digest != evidence.digest:
         raise IntegrityError(f"`{directory}` changes while it is read", hint="verify it when nobody writes there")
     return Verified(adapter=dataclasses.replace(adapter, signers=decision.signers), reason=decision.reason)

@@ -10,7 +10,7 @@ import pytest
 from adapter_files import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, adapter_files
 
 from lora_hub import files
-from lora_hub.adapter_directory import read_adapter, read_files, write_adapter
+from lora_hub.adapter_directory import read_adapter, read_with_files, write_adapter
 from lora_hub.documents.verified_adapter import verify
 from lora_hub.errors import IntegrityError, LoraHubError, MachineError, MalformedError, NotFoundError
 
@@ -204,7 +204,7 @@ class TestAdapterDirectory:
         written = adapter_files().files()
         write_adapter(tmp_path / "new" / "adapter", written)
 
-        assert read_files(tmp_path / "new" / "adapter") == written
+        assert read_with_files(tmp_path / "new" / "adapter")[1] == written
 
     def test_the_manifest_beside_the_files_counts(self, tmp_path):
         """Where a manifest lies beside the files, they must match it."""
@@ -221,20 +221,20 @@ class TestAdapterDirectory:
         (adapter_files().write(tmp_path) / name).unlink()
 
         with pytest.raises(NotFoundError, match=name):
-            read_files(tmp_path)
+            read_with_files(tmp_path)
 
     def test_a_pickle_is_not_read(self, tmp_path):
         """An adapter that is stored as a pickle is refused, and the hint says how to convert it."""
         (adapter_files().write(tmp_path) / WEIGHTS_NAME).rename(tmp_path / "adapter_model.bin")
 
         with pytest.raises(NotFoundError) as caught:
-            read_files(tmp_path)
+            read_with_files(tmp_path)
         assert "pickles are never read" in caught.value.hint
 
     def test_a_missing_directory_is_not_found(self, tmp_path):
         """A directory that is not there is not found."""
         with pytest.raises(NotFoundError, match="no directory"):
-            read_files(tmp_path / "missing")
+            read_with_files(tmp_path / "missing")
 
     @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME])
     def test_a_directory_in_place_of_a_file_is_malformed(self, tmp_path, name):
@@ -243,7 +243,7 @@ class TestAdapterDirectory:
         (tmp_path / name).mkdir()
 
         with pytest.raises(MalformedError, match=name):
-            read_files(tmp_path)
+            read_with_files(tmp_path)
 
     @pytest.mark.parametrize("has_manifest", [True, False], ids=["over_ours", "over_peft's"])
     @pytest.mark.parametrize("written", [1, 2])

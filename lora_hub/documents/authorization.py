@@ -72,12 +72,21 @@ def authorize(policy: TrustPolicy, claim: Claim, now: dt.datetime) -> Decision:
     """Decide whether *policy* lets the version of *claim* be used at the time *now*.
 
     What is revoked is refused first. A digest that the caller names or that is pinned stands for a signature; else the
-    one rule that covers the name decides, and where none does, nobody is trusted but a directory of this machine.
+    one rule that covers the name decides, and where none does, nobody is trusted but a directory of this machine. The
+    limits of the rule hold in any case.
     """
     rule = policy.rule(claim.reference.name)
-    refusal = _revoked(policy, claim) or _limited(rule, claim)
-    if refusal is not None:
-        return Decision(reason=refusal.message, rule=rule, refusal=refusal)
+    revoked = _revoked(policy, claim)
+    if revoked is not None:
+        return Decision(reason=revoked.message, rule=rule, refusal=revoked)
+    decision = _vouched(policy, rule, claim, now)
+    # Last, since only now what the manifest says is proven.
+    limited = _limited(rule, claim) if decision.refusal is None else None
+    return decision if limited is None else Decision(reason=limited.message, rule=rule, refusal=limited)
+
+
+def _vouched(policy: TrustPolicy, rule: Rule | None, claim: Claim, now: dt.datetime) -> Decision:
+    """Decide whether a digest, a signature or the place speaks for the version."""
     expected = policy.expected(claim.registry, claim.reference, claim.named)
     if expected is not None and expected != claim.digest:
         error = PolicyError(
@@ -124,7 +133,7 @@ def _revoked(policy: TrustPolicy, claim: Claim) -> LoraHubError | None:
 
 
 def _limited(rule: Rule | None, claim: Claim) -> LoraHubError | None:
-    if rule is None or claim.manifest is None:
+    if rule is None or claim.manifest is None:  # without one, it is refused when it is read
         return None
     manifest = claim.manifest
     version = claim.reference.version or (manifest.reference.version if manifest.reference else None)

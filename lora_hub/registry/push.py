@@ -9,13 +9,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_hub.adapter_directory import read_bundles, read_files
+from lora_hub.adapter_directory import read_bundles, read_with_files
 from lora_hub.documents.bundle import SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
 from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_entries import Pin
-from lora_hub.documents.verified_adapter import manifest_digest, verify
+from lora_hub.documents.verified_adapter import manifest_digest
 from lora_hub.errors import (
     IntegrityError,
     MalformedError,
@@ -140,8 +140,7 @@ def _pin(pushed: Pushed) -> Pin:
 
 def _prepare(directory: Path, reference: AdapterRef) -> _Prepared:
     """Return the files in *directory*, proven, and the manifest bytes under which they are to be published."""
-    files = read_files(directory)
-    adapter = verify(files, source=str(directory))
+    adapter, files = read_with_files(directory)
     draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
     is_final = adapter.manifest.reference == reference
     bundles = read_bundles(directory)

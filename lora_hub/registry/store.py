@@ -23,10 +23,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_hub import places
-from lora_hub.adapter_directory import read_bundles, read_files, read_manifest
+from lora_hub.adapter_directory import read_bundles, read_manifest, read_with_files
 from lora_hub.documents.fields import Bytes, printable
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
-from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
+from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import (
     IntegrityError,
     InvalidReferenceError,
@@ -130,14 +130,11 @@ class Store:
         try:
             check_own_directory(self.root)
             check_own_directory(path, may_be_link=False)
-            files = read_files(path, is_own=True)
-            # The digest first: what does not have it is damaged, whatever else is wrong with it.
-            found = manifest_digest(bytes(files.get(MANIFEST_NAME, b"")))
-            adapter = verify(files, source=str(path)) if found == digest else None
+            adapter, files = read_with_files(path, is_own=True)
         except (NotFoundError, MalformedError, IntegrityError) as error:
             raise self._damaged(digest, error.message) from error
-        if adapter is None:
-            raise self._damaged(digest, f"the digest of its manifest is {found}")
+        if adapter.digest != digest or MANIFEST_NAME not in files:
+            raise self._damaged(digest, f"the digest of its manifest is {adapter.digest}")
         # When it was last used, for `prune`; a store that may only be read is still a store.
         with contextlib.suppress(OSError):
             os.utime(path)
