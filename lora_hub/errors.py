@@ -25,6 +25,7 @@ The number is the exit code of the command line. `hint` says what to do next, mo
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, Self
 
 _READ_AGAIN = "the file is damaged, or neither lora-hub nor PEFT wrote it: save or download it again"
@@ -39,6 +40,12 @@ class LoraHubError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def within(self, where: str) -> Self:
+        """Return the same error, saying where it is."""
+        error = copy.copy(self)
+        error.message = f"{where}: {self.message}"
+        return error
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
@@ -108,12 +115,6 @@ class DocumentError(MalformedError):
     def __init__(self, message: str, *, context: str = "", hint: str | None = None) -> None:
         super().__init__(f"`{context}`: {message}" if context else message, hint=hint or _READ_AGAIN)
         self.context = context
-
-    def within(self, where: str) -> Self:
-        """Return the same error, saying in which document it is."""
-        error = type(self)(f"{where}: {self.message}", hint=self.hint)
-        error.context = self.context
-        return error
 
 
 class UnsupportedSchemaError(DocumentError):

@@ -13,8 +13,17 @@ from lora_hub.adapter_directory import read_bundles
 from lora_hub.documents.authorization import Decision
 from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.fields import is_sha256, printable
-from lora_hub.documents.statement import SignedFiles
-from lora_hub.documents.trust_entries import MAX_PEM, Identity, Key, Pin, PublicKey, Revocation, Rule, is_scope
+from lora_hub.documents.trust_entries import (
+    MAX_PEM,
+    Identity,
+    Key,
+    Pin,
+    PublicKey,
+    Revocation,
+    Rule,
+    is_key_name,
+    is_scope,
+)
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import NotFoundError, PolicyError, UsageError
 from lora_hub.files import read_file
@@ -23,7 +32,7 @@ from lora_hub.registry import pull as pulls
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.memory import default_memory
-from lora_hub.registry.proof import prove
+from lora_hub.registry.proof import carried_key
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.resolve import Choice, resolve
@@ -51,19 +60,14 @@ def signer_key(
 
     Raises:
         NotFoundError: No signature of this key brings the key along.
-        IntegrityError: The key there did not sign.
+        IntegrityError: The key that is brought along did not sign.
     """
     named = references.parse(source)
     bundles = read_bundles(named) if isinstance(named, Path) else find(online_registry(registry), named).bundles()
     for content in bundles.values():
-        bundle = Bundle.parse(content)
-        if bundle.hint != fingerprint:
-            continue
-        pem = SignedFiles.parse(bundle.payload).public_key
-        public = PublicKey.parse(pem) if pem is not None else None
-        if public is not None and public.fingerprint == fingerprint:
-            prove(content, {fingerprint: public}, ())
-            return public
+        key = carried_key(content) if Bundle.parse(content).hint == fingerprint else None
+        if key is not None:
+            return key
     raise NotFoundError(
         f"`{source}` does not bring the key {printable(fingerprint)} along",
         hint="get the public key from its publisher, and name its file",
@@ -87,22 +91,31 @@ def trust_key(
         threshold: How many signers of the rule must have signed.
         min_version: No version below it is accepted.
     """
+    return _changed_rule(lambda policy: _trusting(policy, key, scope, name, threshold, min_version), scope)
 
-    def decide(policy: TrustPolicy) -> Change:
-        known = next((k for k in policy.keys if k.fingerprint == key.fingerprint), None)
-        entry = known or Key(name=_free_name(policy, name, key), public=key)
-        old = _rule_of(policy, scope)
-        base = old or Rule(scope=scope)
-        changed = dataclasses.replace(base, keys=tuple(dict.fromkeys((*base.keys, entry.name))))
-        return _replacing(old, _limited(changed, threshold, min_version), () if known else (entry,))
 
-    return _changed_rule(decide, scope)
+def check_can_trust(key: PublicKey, *, scope: str, name: str) -> None:
+    """Raise what `trust_key` would raise, and change nothing."""
+    default_trust().check(lambda policy: _trusting(policy, key, scope, name, None, None))
+
+
+def _trusting(
+    policy: TrustPolicy, key: PublicKey, scope: str, name: str | None, threshold: int | None, min_version: str | None
+) -> Change:
+    known = next((k for k in policy.keys if k.fingerprint == key.fingerprint), None)
+    entry = known or Key(name=_free_name(policy, name, key), public=key)
+    old = _rule_of(policy, scope)
+    base = old or Rule(scope=scope)
+    changed = dataclasses.replace(base, keys=tuple(dict.fromkeys((*base.keys, entry.name))))
+    return _replacing(old, _limited(changed, threshold, min_version), () if known else (entry,))
 
 
 def trust_identity(
     identity: Identity, *, scope: str, threshold: int | None = None, min_version: str | None = None
 ) -> Rule:
     """Let a keyless *identity* sign the adapters of *scope*, and return the rule that says so."""
+    if not identity.identity or not identity.issuer:
+        raise UsageError("an identity has a name and an issuer", hint="give both --identity and --issuer")
 
     def decide(policy: TrustPolicy) -> Change:
         old = _rule_of(policy, scope)
@@ -264,6 +277,8 @@ def _changed_rule(decide: Callable[[TrustPolicy], Change], scope: str) -> Rule:
 
 def _free_name(policy: TrustPolicy, name: str | None, key: PublicKey) -> str:
     wanted = name or key.fingerprint[:16]
+    if not is_key_name(wanted):
+        raise UsageError(f"{wanted!a} is no name for a key", hint="use letters, digits and `.`, `_`, `-`")
     if any(known.name == wanted for known in policy.keys):
         raise UsageError(f"another key is called `{wanted}` in your policy", hint="give this one another `--name`")
     return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from lora_hub.documents.statement import SignedFiles, Yank, yank_name
 from lora_hub.documents.trust_entries import Key, PublicKey, Rule, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
-from lora_hub.errors import IntegrityError, RegistryError, UntrustedError, UsageError
+from lora_hub.errors import DocumentError, IntegrityError, NotFoundError, RegistryError, UntrustedError, UsageError
 from lora_hub.files import machine_errors, write_files
 from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, exact_version
 from lora_hub.registry import pull as pulls
@@ -27,10 +28,9 @@ from lora_hub.registry.proof import Evidence, judge
 from lora_hub.registry.push import add_signature, now
 from lora_hub.registry.store import default_store
 from lora_hub.registry.terms import Terms, current_terms
-from lora_hub.registry.trust_file import default_trust
 from lora_hub.signing.key_ring import default_key_ring, signing_key
 from lora_hub.signing.keys import Passphrase, PrivateKey, passphrase_from_environment
-from lora_hub.trust import read_public_key, trust_key
+from lora_hub.trust import check_can_trust, read_public_key, trust_key
 
 PathLike = str | os.PathLike[str]
 
@@ -52,10 +52,12 @@ def generate_key(org: str, *, curve: str = "P-256", passphrase: str | None = Non
     scope = f"{org}/*"
     if not is_scope(scope):
         raise UsageError(f"{org!a} is no organisation or user", hint="name whose adapters the key is to sign")
-    default_trust().check_can_be_extended()
-    public = default_key_ring().generate(org, curve=curve, passphrase=passphrase)
-    trust_key(public, scope=scope, name=org)
-    return public
+    default_key_ring().check_free(org)
+    key = PrivateKey.generate(curve)
+    check_can_trust(key.public, scope=scope, name=org)  # before there is a key that nobody trusts
+    default_key_ring().add(org, key, passphrase=passphrase)
+    trust_key(key.public, scope=scope, name=org)
+    return key.public
 
 
 def keys() -> dict[str, PublicKey]:
@@ -162,10 +164,11 @@ def _signing_key(exact: AdapterRef, key: PathLike | None, passphrase: Passphrase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A proven adapter, and why it may be used."""
+    """A proven adapter, why it may be used, and why its publisher asks not to, if that is so."""
 
     adapter: VerifiedAdapter
     reason: str
+    yanked: str | None = None
 
 
 def verify(source: PathLike | AdapterRef, *, registry: RegistryLike = None, key: PathLike | None = None) -> Verified:
@@ -184,21 +187,26 @@ def verify(source: PathLike | AdapterRef, *, registry: RegistryLike = None, key:
     """
     terms = dataclasses.replace(current_terms(), is_strict=True)
     if key is not None:
-        terms = dataclasses.replace(terms, policy=_only(read_public_key(key)))
+        terms = dataclasses.replace(terms, policy=_only(read_public_key(key), terms.policy))
     named = references.parse(source)
     if isinstance(named, Path):
         return _verify_directory(named, terms)
     pulled = pulls.pull(named, as_registry(registry), default_store(), terms)
-    return Verified(adapter=pulled.adapter, reason=pulled.reason)
+    return Verified(adapter=pulled.adapter, reason=pulled.reason, yanked=pulled.yanked)
 
 
-def _only(key: PublicKey) -> TrustPolicy:
-    return TrustPolicy(keys=(Key(name="given", public=key),), rules=(Rule(scope="*", keys=("given",)),))
+def _only(key: PublicKey, policy: TrustPolicy) -> TrustPolicy:
+    """Return a policy that trusts *key* alone, and nothing that *policy* revokes."""
+    rule = Rule(scope="*", keys=("given",))
+    return TrustPolicy(keys=(Key(name="given", public=key),), rules=(rule,), revoked=policy.revoked)
 
 
 def _verify_directory(directory: Path, terms: Terms) -> Verified:
-    content, manifest = read_manifest(directory)
-    if manifest.reference is None:
+    manifest = None
+    with contextlib.suppress(NotFoundError):
+        content, manifest = read_manifest(directory)
+    if manifest is None or manifest.reference is None:
+        read_adapter(directory)  # if it is one
         raise UntrustedError(f"`{directory}` is an unsigned draft", hint="sign it with `lora-hub sign --as`")
     evidence = Evidence(
         registry=str(directory.absolute()),
@@ -239,9 +247,19 @@ def yank(
     published = find(opened, exact)
     published.check_identity()
     statement = Yank(reference=exact, digest=published.digest, created=now(), reason=reason)
+    content = _readable(statement)
     from lora_hub.signing.sign import sign as sign_statement
 
-    Yank.parse(statement.to_bytes())  # what nobody could read is not published
     name = yank_name(exact_version(exact), private.public.fingerprint)
-    opened.publish_yank(exact, name, sign_statement(statement.to_bytes(), private))
+    opened.publish_yank(exact, name, sign_statement(content, private))
     return statement
+
+
+def _readable(statement: Yank) -> bytes:
+    """Return the bytes of *statement*; what nobody could read is not published."""
+    try:
+        content = statement.to_bytes()
+        Yank.parse(content)
+    except (DocumentError, UnicodeEncodeError) as error:
+        raise UsageError(f"nobody could read that reason: {error}", hint="give another one") from error
+    return content

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, say, table
+from lora_hub.cli.output import is_at_terminal, json_option, print_data, say, table
 
 if TYPE_CHECKING:
     from lora_hub.documents.trust_entries import PublicKey
@@ -30,9 +29,9 @@ def generate(org: str, curve: str, as_json: bool) -> None:
     from lora_hub import vouch
 
     passphrase = _new_passphrase(org)
+    public = vouch.generate_key(org, curve=curve, passphrase=passphrase)
     if not passphrase:
         say("the private key is not encrypted: who can read its file can sign as you")
-    public = vouch.generate_key(org, curve=curve, passphrase=passphrase)
     _print({org: public}, as_json=as_json)
 
 
@@ -59,7 +58,7 @@ def _new_passphrase(org: str) -> str | None:
     from lora_hub.signing.keys import passphrase_from_environment
 
     known = passphrase_from_environment(org)
-    if known is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if known is not None or not is_at_terminal():
         return known
     typed: str = click.prompt(
         "Passphrase (empty for none)",

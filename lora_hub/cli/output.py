@@ -50,12 +50,17 @@ def byte_progress(*, is_quiet: bool) -> Progress:
     return bar
 
 
+def is_at_terminal() -> bool:
+    """Whether there is a person who could answer; a standard stream may be closed."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
 def ask_passphrase(what: str) -> str | None:
     """Return the passphrase of a key: what the environment says, or else what a person at a terminal types."""
     from lora_hub.signing.keys import passphrase_from_environment
 
     known = passphrase_from_environment(what)
-    if known is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if known is not None or not is_at_terminal():
         return known
     typed: str = click.prompt(f"Passphrase of {what}", hide_input=True, err=True)
     return typed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lora_hub.cli.output import ask_passphrase, json_option, key_option, print_data, registry_option
+from lora_hub.cli.output import ask_passphrase, json_option, key_option, print_data, registry_option, say
 
 
 @click.command()
@@ -42,11 +42,14 @@ def verify(source: str, registry: str | None, key: str | None, as_json: bool) ->
     from lora_hub import vouch
 
     done = vouch.verify(source, registry=registry, key=key)
+    if done.yanked is not None:
+        say(f"{done.adapter.manifest.reference} was yanked by its publisher: {done.yanked}")
     document = {
         "reference": str(done.adapter.manifest.reference) if done.adapter.manifest.reference else None,
         "digest": done.adapter.digest,
         "signers": [str(signer) for signer in done.adapter.signers],
         "trusted": done.reason,
+        "yanked": done.yanked,
     }
     line = f"{document['reference'] or source}  {document['digest']}  {document['trusted']}"
     print_data(document, lambda: line, as_json=as_json)

@@ -6,6 +6,7 @@ import datetime as dt
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Manifest
@@ -28,6 +29,7 @@ class Claim:
         manifest: What the version says of itself, proven where it is signed; None if nobody signed it, and it is none.
         signers: Whose signatures over that manifest were verified.
         strangers: Who else is said to have signed: keys and identities that no rule names, unverified.
+        carried: The fingerprints of those strangers whose public keys lie in what they signed.
         is_directory: Whether ``registry`` is but a directory that holds the files of this one version.
     """
 
@@ -39,7 +41,17 @@ class Claim:
     named: str | None = None
     signers: tuple[Signer, ...] = ()
     strangers: tuple[Signer, ...] = ()
+    carried: frozenset[str] = frozenset()
     is_directory: bool = False
+
+
+class By(Enum):
+    """What speaks for a version."""
+
+    DIGEST = "its digest was named"
+    PIN = "its digest is pinned"
+    RULE = "the rule for its name"
+    PLACE = "it lies in a directory of this machine, and no rule covers its name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +62,7 @@ class Decision:
         reason: In words.
         rule: The rule that applies to its name.
         signers: Those that count.
-        is_pinned: Whether its digest, which the caller named or pinned, is what speaks for it.
+        by: What speaks for it, if it may be used.
         refusal: The error to raise, if it may not.
         is_alarm: Whether a version that was known is another one now, which no older version can stand in for.
     """
@@ -58,9 +70,14 @@ class Decision:
     reason: str
     rule: Rule | None = None
     signers: tuple[Signer, ...] = ()
-    is_pinned: bool = False
+    by: By | None = None
     refusal: LoraHubError | None = None
     is_alarm: bool = False
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether its digest, which the caller named or pinned, is what speaks for it."""
+        return self.by in {By.DIGEST, By.PIN}
 
     def require(self) -> None:
         """Raise the refusal, if there is one."""
@@ -95,8 +112,8 @@ def _vouched(policy: TrustPolicy, rule: Rule | None, claim: Claim, now: dt.datet
         )
         return Decision(reason=error.message, rule=rule, refusal=error, is_alarm=True)
     if expected is not None:
-        how = "its digest was named" if claim.named is not None else "its digest is pinned"
-        return Decision(reason=how, rule=rule, signers=claim.signers, is_pinned=True)
+        by = By.PIN if claim.named is None else By.DIGEST
+        return Decision(reason=by.value, rule=rule, signers=claim.signers, by=by)
     if rule is None:
         return _without_rule(claim)
     return _by_rule(policy, rule, claim, now)
@@ -116,8 +133,7 @@ def narrow(project: TrustPolicy, claim: Claim, now: dt.datetime) -> Decision:
             hint="ask who wrote it",
         )
         return Decision(reason=error.message, refusal=error)
-    refusal = _revoked(project, claim)
-    if rule is None and pinned is None and refusal is None:
+    if rule is None and pinned is None and project.revocation(digest=claim.digest) is None:
         return Decision(reason="the project's policy says nothing of it", signers=claim.signers)
     return authorize(project, claim, now)
 
@@ -154,7 +170,7 @@ def _limited(rule: Rule | None, claim: Claim) -> LoraHubError | None:
 
 def _without_rule(claim: Claim) -> Decision:
     if not claim.is_remote:
-        return Decision(reason="it lies in a directory of this machine, and no rule covers its name")
+        return Decision(reason=By.PLACE.value, by=By.PLACE)
     error = UntrustedError(
         f"`{claim.reference}` in `{claim.registry}` is {_signed_by(claim)}, and no rule covers its name. "
         f"It is {summary(claim.manifest)}, {claim.digest}",
@@ -167,7 +183,7 @@ def _by_rule(policy: TrustPolicy, rule: Rule, claim: Claim, now: dt.datetime) ->
     signers, problems = counted(policy, rule, claim.signers, now)
     if len(signers) >= rule.threshold:
         reason = f"the rule for `{rule.scope}` trusts {', '.join(map(str, signers))}"
-        return Decision(reason=reason, rule=rule, signers=signers)
+        return Decision(reason=reason, rule=rule, signers=signers, by=By.RULE)
     where = f"`{claim.reference}` in `{claim.registry}`"
     needed = (
         f"the rule for `{rule.scope}` needs {rule.threshold} of its {len(rule.keys) + len(rule.identities)} signers"
@@ -229,7 +245,9 @@ def _how_to_trust(claim: Claim) -> str:
     if claim.is_directory:
         ways = ["`--key FILE` names the public key that must have signed it"]
     for signer in (*claim.signers, *claim.strangers)[:1]:
-        ways.insert(0, f"if you trust who signed it, run `{_add_command(claim, signer)}`")
+        is_known = not isinstance(signer.who, str) or signer.who in claim.carried
+        how = f"run `{_add_command(claim, signer)}`" if is_known else "get the public key from them, and add it"
+        ways.insert(0, f"if you trust who signed it, {how}")
     return "; ".join(ways)
 
 

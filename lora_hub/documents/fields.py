@@ -77,7 +77,7 @@ def parse_json_object(content: bytes, *, what: str, limit: int, hint: str = _SAV
         raise DocumentError(f"{what} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(document, dict):
         raise DocumentError(f"{what} must be a JSON object, found {_kind(document)}", hint=hint)
-    _check_depth(document, what, hint)
+    check_depth(document, what, hint)
     return document
 
 
@@ -107,7 +107,8 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _check_depth(document: object, what: str, hint: str) -> None:
+def check_depth(document: object, what: str, hint: str) -> None:
+    """Raise `DocumentError` if *document* is nested deeper than `MAX_DEPTH`."""
     level = [document]
     for _ in range(MAX_DEPTH):
         level = [child for item in level for child in _children(item)]

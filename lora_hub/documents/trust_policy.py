@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from lora_hub.documents.fields import Fields
+from lora_hub.documents.fields import Fields, check_depth
 from lora_hub.documents.trust_entries import Entry, Key, Pin, Revocation, Rule
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
@@ -72,9 +72,11 @@ class TrustPolicy:
         if len(content) > MAX_POLICY:
             raise DocumentError(f"the trust policy has {len(content)} bytes, at most {MAX_POLICY} are read", hint=_MEND)
         try:
-            fields = Fields(tomllib.loads(content.decode()), hint=_MEND)
+            document = tomllib.loads(content.decode())
         except (ValueError, RecursionError) as error:
             raise DocumentError(f"the trust policy is not valid TOML: {error}", hint=_MEND) from error
+        check_depth(document, "the trust policy", _MEND)
+        fields = Fields(document, hint=_MEND)
         if not fields.values:
             return cls()
         if fields.integer("version", low=1, high=2**31) != VERSION:

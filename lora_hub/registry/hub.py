@@ -162,7 +162,7 @@ class HubRegistry:
                 self._client.commit(
                     reference.name,
                     MAIN,
-                    refs.branches[MAIN],
+                    self._main(reference.name, refs),
                     {f"{YANKED}/{name}": bundle},
                     title=f"Yank {reference.version}",
                 )
@@ -187,6 +187,12 @@ class HubRegistry:
         raise RegistryError(
             f"`{repo}` on `{self._client.host}` does not keep the tags that it is given", hint="run it again later"
         )
+
+    def _main(self, repo: str, refs: Refs) -> str:
+        """Return the head of ``main``."""
+        if MAIN not in refs.branches:
+            raise RegistryError(f"`{repo}` on `{self._client.host}` has no branch `{MAIN}`", hint="make one")
+        return refs.branches[MAIN]
 
     def _open(self, repo: str) -> Refs:
         try:
@@ -232,14 +238,13 @@ class HubRegistry:
     def _commit(self, reference: AdapterRef, version: Version, files: Mapping[str, Bytes], refs: Refs) -> str:
         """Commit *files* onto the branch that this version belongs to, and return the id of the commit."""
         repo = reference.name
-        if MAIN not in refs.branches:
-            raise RegistryError(f"`{repo}` on `{self._client.host}` has no branch `{MAIN}`", hint="make one")
+        main = self._main(repo, refs)
         versions = _versions(refs)
         is_highest = all(version > other for other in versions if not other.is_prerelease)
         branch = MAIN if is_highest and not version.is_prerelease else SIDE
         if branch not in refs.branches:
-            self._client.create_branch(repo, branch, refs.branches[MAIN])
-        parent = refs.branches.get(branch, refs.branches[MAIN])
+            self._client.create_branch(repo, branch, main)
+        parent = refs.branches.get(branch, main)
         content = {name: files[name] for name in (*VERSION_FILES, *signature_names(files))}
         before = self._snapshot(repo, parent)
         content[CARD_NAME] = _card(repo, before, files, [*versions, version])

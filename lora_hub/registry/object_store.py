@@ -27,8 +27,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, SIGNATURE_NAME, signature_names
-from lora_hub.documents.fields import Bytes
+from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, SIGNATURE_NAME, further_name, signature_names
+from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, PAYLOAD_NAMES, VERSION_FILES, Manifest, differs
 from lora_hub.documents.statement import YANKED, is_yank_name
 from lora_hub.errors import (
@@ -41,7 +41,7 @@ from lora_hub.errors import (
 from lora_hub.reference import AdapterRef, exact_version
 from lora_hub.registry.network import timeout
 from lora_hub.registry.object_errors import CHECK, LOG_IN, package_of, store_errors
-from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, unsigned
+from lora_hub.registry.registry import Found, Listing, Publication, RemoteFile, Sign, Snapshot, readable, unsigned
 from lora_hub.registry.search import search_manifests
 from lora_hub.version import Version
 
@@ -124,9 +124,9 @@ class ObjectStoreRegistry:
             is_new = self._size(manifest) is None  # if it is there since, no claim means anything any more
             if is_new:
                 self._check_same(agreed, mine, reference)
-                written = {**{name: files[name] for name in PAYLOAD_NAMES}, **sign(agreed)}
-                for name, content in written.items():
-                    self._fs.pipe_file(f"{folder}/{name}", bytes(content))
+                for name in PAYLOAD_NAMES:
+                    self._fs.pipe_file(f"{folder}/{name}", files[name])
+                self._add_signatures(folder, sign(agreed))
                 is_new = self._create(manifest, agreed)
                 if not is_new and self._size(manifest) is None:
                     raise RegistryError(f"`{self._url}` is busy with `{reference}`", hint="push the same again")
@@ -134,12 +134,25 @@ class ObjectStoreRegistry:
                 self._fs.rm_file(claim)
         return Publication(is_new=is_new and agreed == mine)
 
+    def _add_signatures(self, folder: str, bundles: Mapping[str, Bytes]) -> None:
+        """Write *bundles*; where another publisher of the same content wrote one of that name, that stays as well."""
+        for name, content in bundles.items():
+            if not self._create(f"{folder}/{name}", bytes(content)):
+                self._create(f"{folder}/{further_name(sha256(content))}", bytes(content))
+
     def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:  # noqa: ARG002 - one look is enough
         """Return the bundles that are said to yank the exact version *reference*."""
         folder, version = f"{reference.name}/{YANKED}", exact_version(reference)
         with self._errors():
             names = sorted(name for name in self._list(folder) if is_yank_name(name, version))[:MAX_SIGNATURES]
-            return [self._fs.cat_file(f"{folder}/{name}", start=0, end=MAX_BUNDLE + 1) for name in names]
+        return readable(names, lambda name: self._read_small(f"{folder}/{name}"))
+
+    def _read_small(self, path: str) -> bytes:
+        with self._errors():
+            size = self._size(path)
+        if not size or size > MAX_BUNDLE:
+            raise MalformedError(f"`{path}` is no bundle", hint="it is not read")
+        return b"".join(self._read(path, 0, size))
 
     def publish_yank(self, reference: AdapterRef, name: str, bundle: Bytes) -> None:
         """Put a bundle among those that yank versions of the adapter."""

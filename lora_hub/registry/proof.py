@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from lora_hub.documents.authorization import Claim, Decision, authorize, narrow
 from lora_hub.documents.bundle import Bundle
@@ -13,7 +14,7 @@ from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_entries import Identity, PublicKey, Signer
 from lora_hub.documents.trust_policy import TrustPolicy
-from lora_hub.errors import MalformedError, MissingExtraError
+from lora_hub.errors import IntegrityError, MalformedError, MissingExtraError
 from lora_hub.reference import AdapterRef
 
 _SOMEBODY = Signer(Identity(identity="somebody keyless", issuer="pip install 'lora-hub[sigstore]' to see who"))
@@ -72,13 +73,17 @@ def judge(
     identities = {identity for _, rule in rules for identity in rule.identities}
     signers, strangers, verified = [], [], {}
     for file, content in files.items():
-        signer, payload = prove(content, keys, identities)
+        try:
+            signer, payload = prove(content, keys, identities)
+            if payload is not None:
+                SignedFiles.parse(payload).check(evidence.digest, evidence.manifest, source=evidence.source)
+        except (MalformedError, IntegrityError) as error:
+            raise error.within(f"`{file}` of `{evidence.source}`") from error
         if payload is None:
             strangers.append(signer)
-            continue
-        SignedFiles.parse(payload).check(evidence.digest, evidence.manifest, source=evidence.source)
-        signers.append(signer)
-        verified[file] = content
+        else:
+            signers.append(signer)
+            verified[file] = content
     is_read = is_pinned or bool(signers)  # what nobody vouches for is only described, if it can be
     try:
         manifest = evidence.manifest()
@@ -97,7 +102,11 @@ def judge(
         strangers=tuple(dict.fromkeys(strangers)),
         is_directory=evidence.is_directory,
     )
+    policy = replace(policy, revoked=(*policy.revoked, *project.revoked))
     decision = authorize(policy, claim, now)
+    if decision.refusal is not None and files:
+        # It is refused: only now is anything of a stranger's payload looked at, to say how they could be trusted.
+        decision = authorize(policy, replace(claim, carried=frozenset(_carried(files.values()))), now)
     if decision.refusal is None:
         narrowed = narrow(project, claim, now)
         decision = decision if narrowed.refusal is None else narrowed
@@ -115,6 +124,33 @@ def prove(content: Bytes, keys: Mapping[str, PublicKey], identities: Iterable[Id
 
     verify_signature(keys[bundle.hint], bundle)
     return Signer(bundle.hint), bundle.payload
+
+
+def carried_key(content: Bytes) -> PublicKey | None:
+    """Return the public key of *content*, a bundle, that its statement brings along, if it does.
+
+    Raises:
+        DocumentError: It is no bundle, or its statement is none.
+        IntegrityError: The key did not sign it.
+    """
+    bundle = Bundle.parse(content)
+    pem = SignedFiles.parse(bundle.payload).public_key if bundle.hint is not None else None
+    key = PublicKey.parse(pem) if pem is not None else None
+    if key is None or key.fingerprint != bundle.hint:
+        return None
+    from lora_hub.signing.verify import verify_signature
+
+    verify_signature(key, bundle)
+    return key
+
+
+def _carried(bundles: Iterable[Bytes]) -> Iterator[str]:
+    """Yield the fingerprints of the keys that *bundles* bring along, as far as they do."""
+    for content in bundles:
+        with contextlib.suppress(MalformedError, IntegrityError):
+            key = carried_key(content)
+            if key is not None:
+                yield key.fingerprint
 
 
 def _prove_keyless(content: bytes, identities: set[Identity]) -> tuple[Signer, bytes | None]:

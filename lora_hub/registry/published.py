@@ -81,6 +81,12 @@ class Published:
         except DocumentError as error:
             raise error.within(f"`{MANIFEST_NAME}` of `{self.source}`") from error
 
+    @property
+    def exact(self) -> AdapterRef:
+        """The version that it is by its manifest, also where it was found as a commit; else its reference."""
+        named = self.document.reference
+        return named if named is not None and self.reference.version is None else self.reference
+
     def check_identity(self) -> None:
         """Raise `IntegrityError` if this is another adapter or version than its reference says.
 

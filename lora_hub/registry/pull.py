@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_hub.documents.authorization import By
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import IntegrityError, NotFoundError, UntrustedError, UsageError
+from lora_hub.errors import IntegrityError, MalformedError, NotFoundError, UntrustedError, UsageError
 from lora_hub.reference import AdapterRef, is_digest
 from lora_hub.registry.proof import Evidence, Verdict, judge
 from lora_hub.registry.published import Published
@@ -149,7 +150,10 @@ def _judge_stored(
         bundles=lambda: store.bundles(adapter.digest),
         source=f"{exact} in the store",
     )
-    return judge(evidence, terms.policy, terms.project, terms.now, named=named)
+    try:
+        return judge(evidence, terms.policy, terms.project, terms.now, named=named)
+    except (MalformedError, IntegrityError) as error:
+        raise store.damaged(adapter.digest, error.message) from error
 
 
 # Bringing it here
@@ -163,7 +167,9 @@ def bring(choice: Choice, registry: Registry, store: Store, terms: Terms) -> Pul
         store.add_bundles(adapter.digest, verdict.bundles)
     except NotFoundError:
         adapter = _fetch(published, verdict.bundles, store, terms)
-    terms.memory.remember(registry.url, published.reference, published.digest)
+    # What only this caller vouched for is no version that others are to be kept from going below.
+    if verdict.decision.by is not By.DIGEST and not terms.is_strict:
+        terms.memory.remember(registry.url, published.exact, published.digest)
     return Pulled(
         reference=published.reference,
         digest=adapter.digest,

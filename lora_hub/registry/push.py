@@ -67,8 +67,12 @@ class _Prepared:
 
     def sign(self, manifest: bytes, key: PrivateKey | None) -> dict[str, Bytes]:
         """Return the bundles to publish beside *manifest*: those that are over it, and the one of *key*."""
-        bundles = dict(self.bundles) if manifest == self.manifest else {}
-        return bundles if key is None else add_signature(bundles, manifest, key)
+        if self.bundles and manifest != self.manifest:
+            raise RegistryError(
+                "the same content is being published with another time of creation, which is not what was signed here",
+                hint="let whoever began it finish; or remove the signatures in the directory, and sign it anew",
+            )
+        return dict(self.bundles) if key is None else add_signature(self.bundles, manifest, key)
 
 
 def add_signature(bundles: dict[str, Bytes], manifest: bytes, key: PrivateKey) -> dict[str, Bytes]:

@@ -102,7 +102,7 @@ class _Resolution:
             error = none_selected(registry, reference, listing)
             raise vanished(registry, reference, self._known_digest(reference), error)
         if choice.verdict.decision.refusal is None:
-            self._check_floor(choice.published.reference.version, listing)
+            self._check_floor(choice.published.exact.version, listing)
         return choice
 
     def exactly(self, place: Place, listing: Listing) -> Choice:
@@ -122,11 +122,18 @@ class _Resolution:
             verdict = self._judge(published)
             if verdict.decision.is_alarm:
                 return Choice(published=published, verdict=verdict)
-            refusal = verdict.decision.refusal or self._refuse_yanked(published, verdict, listing)
+            yanked = self._yanked(published, verdict, listing) if verdict.decision.refusal is None else None
+            refusal = verdict.decision.refusal
+            if yanked is not None and not verdict.decision.is_pinned:
+                refusal = PolicyError(
+                    f"`{place[0]}` was yanked: {yanked}", hint="name it exactly if you must have it all the same"
+                )
             if refusal is None:
                 newer = places[0][0] if place != places[0] else None
                 because = self.refusals[newer].message if newer in self.refusals else "it is not pinned"
-                return Choice(published=published, verdict=verdict, skipped=newer, skipped_because=because)
+                return Choice(
+                    published=published, verdict=verdict, skipped=newer, skipped_because=because, yanked=yanked
+                )
             self.refusals[place[0]] = refusal
             refused = refused or Choice(published=published, verdict=_refused(verdict, refusal))
         if refused is None and places:
@@ -186,17 +193,9 @@ class _Resolution:
 
     # Yanked
 
-    def _refuse_yanked(self, published: Published, verdict: Verdict, listing: Listing) -> PolicyError | None:
-        reason = self._yanked(published, verdict, listing)
-        if reason is None or verdict.decision.is_pinned:
-            return None
-        return PolicyError(
-            f"`{published.reference}` was yanked: {reason}", hint="name it exactly if you must have it all the same"
-        )
-
     def _yanked(self, published: Published, verdict: Verdict, listing: Listing) -> str | None:
         """Return why *published* was yanked, if those who may sign it say so, or said so before."""
-        exact, url, memory = published.reference, self.registry.url, self.terms.memory
+        exact, url, memory = published.exact, self.registry.url, self.terms.memory
         rule = verdict.decision.rule
         if exact.version is None or (rule is None and self.terms.is_foreign(self.registry)):
             return None
@@ -246,6 +245,8 @@ def judge_published(published: Published, registry: Registry, terms: Terms, *, n
         return verdict
     try:
         terms.memory.check_unchanged(registry.url, published.reference, published.digest)
+        if verdict.decision.refusal is None:
+            terms.memory.check_unchanged(registry.url, published.exact, published.digest)
     except PolicyError as error:
         decision = Decision(reason=error.message, rule=verdict.decision.rule, refusal=error, is_alarm=True)
         return Verdict(decision=decision, bundles={})

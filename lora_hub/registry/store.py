@@ -132,9 +132,9 @@ class Store:
             check_own_directory(path, may_be_link=False)
             adapter, files = read_with_files(path, is_own=True)
         except (NotFoundError, MalformedError, IntegrityError) as error:
-            raise self._damaged(digest, error.message) from error
+            raise self.damaged(digest, error.message) from error
         if adapter.digest != digest or MANIFEST_NAME not in files:
-            raise self._damaged(digest, f"the digest of its manifest is {adapter.digest}")
+            raise self.damaged(digest, f"the digest of its manifest is {adapter.digest}")
         # When it was last used, for `prune`; a store that may only be read is still a store.
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -152,7 +152,8 @@ class Store:
             with machine_errors():
                 write_files(self.path(digest), new, mode=0o600)
 
-    def _damaged(self, digest: str, what: str) -> IntegrityError:
+    def damaged(self, digest: str, what: str) -> IntegrityError:
+        """Return what to raise where the adapter with *digest* is not what was stored."""
         return IntegrityError(
             f"the stored adapter {digest} is damaged: {what}",
             hint=f"run `lora-hub cache remove {digest}` and pull again",

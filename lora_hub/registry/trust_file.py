@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_hub import places
 from lora_hub.documents.trust_entries import Entry, Pin
 from lora_hub.documents.trust_policy import MAX_POLICY, VERSION, TrustPolicy
-from lora_hub.errors import DocumentError, NotFoundError, PolicyError
+from lora_hub.errors import DocumentError, NotFoundError, PolicyError, UsageError
 from lora_hub.files import check_own_directory, machine_errors, read_file, write_files
 from lora_hub.locked import locked
 from lora_hub.reference import AdapterRef
@@ -66,6 +66,11 @@ class TrustFile:
                     write_files(self.path.parent, {self.path.name: text.encode()}, mode=0o600)
         return change
 
+    def check(self, decide: Callable[[TrustPolicy], Change]) -> None:
+        """Raise what `change` would raise, and change nothing."""
+        content = self._content()
+        self._changed(content.decode(), decide(TrustPolicy.parse(content)))
+
     def add(self, pins: Iterable[Pin], *, replace: bool = False) -> list[Pin]:
         """Add *pins*, all of them or none, and return those that they replaced.
 
@@ -95,7 +100,7 @@ class TrustFile:
         """Raise what `add` would raise, whatever is added, before something else happens that cannot be undone."""
         digest = f"sha256:{'0' * 64}"
         pin = Pin(registry="none:", name="no/adapter", version="0.0.0", digest=digest)
-        self._changed(self._content().decode(), Change(added=(pin,)))
+        self.check(lambda _policy: Change(added=(pin,)))
 
     def _content(self) -> bytes:
         check_own_directory(self.path.parent)
@@ -113,6 +118,8 @@ class TrustFile:
             text = f"{text.rstrip()}\n\n{entry.to_toml()}"
         try:
             left = TrustPolicy.parse(text.encode()).entries
+        except UnicodeEncodeError as error:
+            raise UsageError("what is to be written is no text", hint="write it in Unicode") from error
         except DocumentError as error:
             raise PolicyError(
                 f"`{self.path}` cannot be changed: {error.message}",

@@ -50,8 +50,14 @@ class KeyRing:
         with machine_errors():
             return sorted(path.name.removesuffix(_PUBLIC) for path in self._directory.glob(f"[!.]*{_PUBLIC}"))
 
-    def generate(self, name: str, *, curve: str, passphrase: str | None) -> PublicKey:
-        """Make the key *name*, encrypted if a passphrase is given, and return its public half.
+    def check_free(self, name: str) -> None:
+        """Raise `UsageError` if there is a key *name* already."""
+        check_own_directory(self._directory)
+        if self.path(name).exists():
+            raise _exists(self.path(name))
+
+    def add(self, name: str, key: PrivateKey, *, passphrase: str | None) -> None:
+        """Keep *key* under *name*, encrypted if a passphrase is given.
 
         Raises:
             UsageError: There is one already: a key is never replaced.
@@ -60,15 +66,14 @@ class KeyRing:
         with locked(path), machine_errors():
             if path.exists():
                 raise _exists(path)
-            key = PrivateKey.generate(curve)
             # The public half first: a crash in between leaves one that belongs to no key, and is replaced.
             write_files(path.parent, {self.public_path(name).name: key.public.pem.encode()}, mode=0o644)
             if not create_file(path, key.to_openssh(passphrase), mode=0o600):
                 raise _exists(path)
-        return key.public
 
     def public(self, name: str) -> PublicKey:
         """Return the public key *name*."""
+        check_own_directory(self._directory)
         path = self.public_path(name)
         try:
             return PublicKey.parse(read_file(path, limit=MAX_PEM, is_own=True).decode(errors="replace"))
@@ -112,9 +117,22 @@ def signing_key(
     if variable and variable.lstrip().startswith(_BEGIN):
         return PrivateKey.parse(variable.encode(), what=f"`{VARIABLE}`", passphrase=passphrase)
     if variable:
-        return read_private_key(Path(variable), passphrase)
+        return _private_key_at(variable, passphrase)
     ring = ring or default_key_ring()
     return ring.private(org, passphrase) if is_key_name(org) else None
+
+
+def _private_key_at(text: str, passphrase: Passphrase) -> PrivateKey:
+    """Return the private key in the file that the variable names; what names no file may be a secret: not shown."""
+    try:
+        is_file = Path(text).is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        raise UsageError(
+            f"`{VARIABLE}` is neither the path of a file nor a private key as PEM", hint="set it to one, or unset it"
+        )
+    return read_private_key(Path(text), passphrase)
 
 
 def _exists(path: Path) -> UsageError:

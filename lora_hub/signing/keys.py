@@ -85,7 +85,7 @@ class PrivateKey:
         encryption: form.KeySerializationEncryption = form.NoEncryption()
         if passphrase:
             builder = form.PrivateFormat.OpenSSH.encryption_builder().kdf_rounds(_ROUNDS)
-            encryption = builder.build(passphrase.encode())
+            encryption = builder.build(to_bytes(passphrase))
         return self._key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, encryption)
 
     def sign(self, message: bytes) -> bytes:
@@ -95,8 +95,15 @@ class PrivateKey:
         return bytes.fromhex(CryptoSigner(self._key).sign(message).signature)
 
 
+def to_bytes(passphrase: str) -> bytes:
+    """Return the bytes of *passphrase*; raise `UsageError` if it is no text."""
+    try:
+        return passphrase.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the passphrase is no text", hint="use another one") from None  # the cause shows it
+
+
 def _load(content: bytes, what: str, passphrase: Passphrase) -> object:
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     is_openssh = content.lstrip().startswith(_OPENSSH)
@@ -105,17 +112,19 @@ def _load(content: bytes, what: str, passphrase: Passphrase) -> object:
         return load(content, None)
     except TypeError:
         pass  # it is encrypted
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(what) from error
+    except Exception:  # noqa: BLE001 - whatever is wrong with it
+        raise _no_key(what) from None  # the cause may show a part of the key
     secret = passphrase(what)
     if not secret:
         raise UsageError(f"{what} is encrypted", hint=f"set `{PASSPHRASE}`, or run it in a terminal")
     try:
-        return load(content, secret.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+        return load(content, to_bytes(secret))
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever is wrong with it
         raise UsageError(
             f"{what} cannot be decrypted", hint=f"the passphrase is wrong (`{PASSPHRASE}`), or the file is damaged"
-        ) from error
+        ) from None
 
 
 def _public_pem(key: EllipticCurvePrivateKey) -> str:
