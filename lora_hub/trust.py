@@ -81,47 +81,82 @@ def trust_key(
     name: str | None = None,
     threshold: int | None = None,
     min_version: str | None = None,
+    only: bool = False,
 ) -> Rule:
     """Let *key* sign the adapters of *scope* (``org/task``, ``org/*`` or ``*``), and return the rule that says so.
 
     Args:
         key: The public key.
-        scope: A rule of this very scope is extended; else a new one is made.
+        scope: The rule of this scope is extended. If there is none, a new one is made, which begins as the wider one
+            that applied until now: to trust one more never takes trust from another.
         name: What to call the key; by default its fingerprint's first digits, or what it is called already.
         threshold: How many signers of the rule must have signed.
         min_version: No version below it is accepted.
+        only: Whether nobody else may sign for this scope any more.
     """
-    return _changed_rule(lambda policy: _trusting(policy, key, scope, name, threshold, min_version), scope)
+    limits = _Limits(threshold=threshold, min_version=min_version, only=only)
+    return _changed_rule(lambda policy: _trusting(policy, key, scope, name, limits), scope)
 
 
 def check_can_trust(key: PublicKey, *, scope: str, name: str) -> None:
     """Raise what `trust_key` would raise, and change nothing."""
-    default_trust().check(lambda policy: _trusting(policy, key, scope, name, None, None))
+    default_trust().check(lambda policy: _trusting(policy, key, scope, name, _Limits()))
 
 
-def _trusting(
-    policy: TrustPolicy, key: PublicKey, scope: str, name: str | None, threshold: int | None, min_version: str | None
-) -> Change:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """What a rule is to ask for besides: None leaves it as it is."""
+
+    threshold: int | None = None
+    min_version: str | None = None
+    only: bool = False
+
+    def base(self, policy: TrustPolicy, scope: str) -> tuple[Rule | None, Rule]:
+        """Return the rule of *scope*, if there is one, and the one to begin with."""
+        old = _rule_of(policy, scope)
+        base = old or _wider(policy, scope) or Rule(scope=scope)
+        return old, dataclasses.replace(base, keys=(), identities=(), threshold=1) if self.only else base
+
+    def applied(self, rule: Rule) -> Rule:
+        """Return *rule* with these limits."""
+        signers = len(rule.keys) + len(rule.identities)
+        if self.threshold is not None and not 1 <= self.threshold <= signers:
+            raise UsageError(
+                f"the rule has {signers} signers, not {self.threshold}", hint="add the other signers first"
+            )
+        return dataclasses.replace(
+            rule,
+            threshold=rule.threshold if self.threshold is None else self.threshold,
+            min_version=rule.min_version if self.min_version is None else Version.parse(self.min_version),
+        )
+
+
+def _trusting(policy: TrustPolicy, key: PublicKey, scope: str, name: str | None, limits: _Limits) -> Change:
     known = next((k for k in policy.keys if k.fingerprint == key.fingerprint), None)
     entry = known or Key(name=_free_name(policy, name, key), public=key)
-    old = _rule_of(policy, scope)
-    base = old or Rule(scope=scope)
+    old, base = limits.base(policy, scope)
     changed = dataclasses.replace(base, keys=tuple(dict.fromkeys((*base.keys, entry.name))))
-    return _replacing(old, _limited(changed, threshold, min_version), () if known else (entry,))
+    return _replacing(old, limits.applied(changed), () if known else (entry,))
 
 
 def trust_identity(
-    identity: Identity, *, scope: str, threshold: int | None = None, min_version: str | None = None
+    identity: Identity,
+    *,
+    scope: str,
+    threshold: int | None = None,
+    min_version: str | None = None,
+    only: bool = False,
 ) -> Rule:
-    """Let a keyless *identity* sign the adapters of *scope*, and return the rule that says so."""
+    """Let a keyless *identity* sign the adapters of *scope*, as `trust_key` does it; return the rule that says so."""
     if not identity.identity or not identity.issuer:
         raise UsageError("an identity has a name and an issuer", hint="give both --identity and --issuer")
 
+    limits = _Limits(threshold=threshold, min_version=min_version, only=only)
+
     def decide(policy: TrustPolicy) -> Change:
-        old = _rule_of(policy, scope)
-        base = old or Rule(scope=scope)
+        old, base = limits.base(policy, scope)
         changed = dataclasses.replace(base, identities=tuple(dict.fromkeys((*base.identities, identity))))
-        return _replacing(old, _limited(changed, threshold, min_version), ())
+        return _replacing(old, limits.applied(changed), ())
 
     return _changed_rule(decide, scope)
 
@@ -129,7 +164,8 @@ def trust_identity(
 def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | Pin | Revocation, ...]:
     """Remove *what* from the policy: a pinned reference, the rule of a scope, or a key; return what was removed.
 
-    With a key goes its place in every rule, and a rule that nobody is left to sign for.
+    With a key goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more than
+    the wider one.
 
     Raises:
         NotFoundError: There is no such thing.
@@ -250,15 +286,10 @@ def _rule_of(policy: TrustPolicy, scope: str) -> Rule | None:
     return next((rule for rule in policy.rules if rule.scope == scope), None)
 
 
-def _limited(rule: Rule, threshold: int | None, min_version: str | None) -> Rule:
-    signers = len(rule.keys) + len(rule.identities)
-    if threshold is not None and not 1 <= threshold <= signers:
-        raise UsageError(f"the rule has {signers} signers, not {threshold}", hint="add the other signers first")
-    return dataclasses.replace(
-        rule,
-        threshold=rule.threshold if threshold is None else threshold,
-        min_version=rule.min_version if min_version is None else Version.parse(min_version),
-    )
+def _wider(policy: TrustPolicy, scope: str) -> Rule | None:
+    """Return the rule that applies to *scope* while it has none of its own, as one of its own."""
+    wider = None if scope == "*" else policy.rule(scope.replace("*", "x"))
+    return wider and dataclasses.replace(wider, scope=scope)
 
 
 def _replacing(old: Rule | None, new: Rule, keys: tuple[Key, ...]) -> Change:
@@ -294,7 +325,8 @@ def _find_key(policy: TrustPolicy, what: str) -> Key:
 def _without_key(policy: TrustPolicy, key: Key) -> Change:
     old = [rule for rule in policy.rules if key.name in rule.keys]
     new = [dataclasses.replace(rule, keys=tuple(name for name in rule.keys if name != key.name)) for rule in old]
-    left = [rule for rule in new if rule.keys or rule.identities]
+    kept = dataclasses.replace(policy, rules=tuple(rule for rule in policy.rules if rule not in old))
+    left = [rule for rule in new if (rule.keys or rule.identities) and rule != _wider(kept, rule.scope)]
     for rule in left:
         if rule.threshold > len(rule.keys) + len(rule.identities):
             raise PolicyError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter, read_bundles, read_manifest, read_with_files
-from lora_hub.documents.bundle import MAX_SIGNATURES, SIGNATURE_NAME, further_name
+from lora_hub.documents.bundle import SIGNATURE_NAME, further_name
 from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest, publish
 from lora_hub.documents.statement import SignedFiles, Yank, yank_name
@@ -120,8 +120,6 @@ def sign(
         raise UsageError(f"`{place}` is signed as {adapter.manifest.reference}", hint="remove its signatures first")
     if bundles and not add:
         raise UsageError(f"`{place}` is signed already", hint="`--add` adds your signature to it")
-    if len(bundles) >= MAX_SIGNATURES:
-        raise UsageError(f"`{place}` has {len(bundles)} signatures", hint=f"no version has more than {MAX_SIGNATURES}")
     name, content, signer = (
         _sign_keyless(bundles, manifest) if keyless else _sign(bundles, manifest, exact, key, passphrase)
     )

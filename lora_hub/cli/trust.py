@@ -30,6 +30,7 @@ def trust() -> None:
 @click.option("--issuer", help="The OpenID issuer that says so.")
 @click.option("--threshold", type=click.IntRange(min=1), help="How many signers of the scope must have signed.")
 @click.option("--min-version", help="Accept no version below this one.")
+@click.option("--only", is_flag=True, help="Let nobody else sign for this scope any more.")
 @registry_option
 @json_option
 def add(
@@ -41,10 +42,13 @@ def add(
     issuer: str | None,
     threshold: int | None,
     min_version: str | None,
+    only: bool,
     registry: str | None,
     as_json: bool,
 ) -> None:
     """Let KEY (a file with a public key, or a fingerprint and --from) sign the adapters of a scope.
+
+    A rule for a narrower scope than before begins with those whom the wider one trusts, unless --only is given.
 
     Compare the fingerprint with what its owner says over another way before you add it.
     """
@@ -56,10 +60,10 @@ def add(
         raise UsageError("who is to be trusted?", hint="name KEY, or --identity and --issuer")
     if key is None:
         who = Identity(identity=str(identity), issuer=str(issuer))
-        rule = policy.trust_identity(who, scope=scope, threshold=threshold, min_version=min_version)
+        rule = policy.trust_identity(who, scope=scope, threshold=threshold, min_version=min_version, only=only)
     else:
         public = policy.signer_key(ref, key, registry=registry) if ref else policy.read_public_key(key)
-        rule = policy.trust_key(public, scope=scope, name=name, threshold=threshold, min_version=min_version)
+        rule = policy.trust_key(public, scope=scope, name=name, threshold=threshold, min_version=min_version, only=only)
     _print([rule], as_json=as_json)
 
 

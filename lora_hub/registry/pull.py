@@ -16,7 +16,7 @@ from lora_hub.reference import AdapterRef, is_digest
 from lora_hub.registry.proof import Evidence, Verdict, judge
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry, check_may_connect
-from lora_hub.registry.resolve import Choice, resolve_trusted
+from lora_hub.registry.resolve import LAST_SEEN, Choice, resolve_trusted
 from lora_hub.registry.store import Store
 from lora_hub.registry.terms import Terms
 
@@ -85,7 +85,8 @@ def find_in_store(
 
     Policy and signatures decide anew whether it may be used; if not, the registry may have more signatures.
     """
-    for exact, digest in _known(reference, registry, terms, expected):
+    known = list(_known(reference, registry, terms, expected))
+    for exact, digest in known:
         # Offline there is nobody else to ask: then it is refused for what is missing, not for being far away.
         is_last_word = terms.offline and registry.is_remote
         with contextlib.suppress(NotFoundError, *([] if is_last_word else [UntrustedError])):
@@ -105,8 +106,16 @@ def find_in_store(
                 adapter=dataclasses.replace(adapter, signers=verdict.decision.signers),
                 commit=exact.commit or (pin.commit if pin else None),
                 reason=verdict.decision.reason,
+                skipped=known[0][0] if (exact, digest) != known[0] else None,
+                skipped_because="it is not in the store, and the network is not to be used",
+                yanked=_seen_yanked(exact, registry, terms),
             )
     return None
+
+
+def _seen_yanked(exact: AdapterRef, registry: Registry, terms: Terms) -> str | None:
+    sight = terms.memory.read().sight(registry.url, exact)
+    return LAST_SEEN if sight is not None and sight.is_yanked else None
 
 
 def _known(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub.adapter_directory import read_bundles, read_with_files
-from lora_hub.documents.bundle import SIGNATURE_NAME, Bundle, further_name
+from lora_hub.documents.bundle import MAX_SIGNATURES, SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
 from lora_hub.documents.statement import SignedFiles
@@ -82,6 +82,8 @@ def add_signature(bundles: dict[str, Bytes], manifest: bytes, key: PrivateKey) -
     fingerprint = key.public.fingerprint
     if fingerprint in map(signer_of, bundles.values()):
         return bundles
+    if len(bundles) >= MAX_SIGNATURES:
+        raise UsageError(f"there are {len(bundles)} signatures", hint=f"no version has more than {MAX_SIGNATURES}")
     statement = SignedFiles.of(manifest, Manifest.parse(manifest), public_key=key.public.pem).to_bytes()
     name = further_name(fingerprint) if SIGNATURE_NAME in bundles else SIGNATURE_NAME
     return {**bundles, name: sign(statement, key)}

@@ -23,6 +23,7 @@ from lora_hub.registry.registry import Listing, Registry
 from lora_hub.registry.terms import Terms
 from lora_hub.version import Version
 
+LAST_SEEN = "it was when it was last seen"  # why something is yanked of which only that is known
 _TRIES = 16  # versions that are looked at before a floating reference gives up
 
 
@@ -207,7 +208,7 @@ class _Resolution:
         if statements:
             memory.remember(url, exact, published.digest, is_yanked=True)
             return printable(statements[0][1].reason or "no reason was given")
-        return "it was when it was last seen" if sight is not None and sight.is_yanked else None
+        return LAST_SEEN if sight is not None and sight.is_yanked else None
 
     def _yank_statements(self, exact: AdapterRef, digest: str, listing: Listing) -> list[tuple[Signer, Yank]]:
         """Return the statements that yank *exact*, and who made them: where a rule names keys, only with theirs."""

@@ -138,5 +138,6 @@ def _private_key_at(text: str, passphrase: Passphrase) -> PrivateKey:
 def _exists(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` exists, and a key is never replaced",
-        hint="use it, or move it away; `lora-hub key show` prints its fingerprint",
+        hint=f"use it, or move it away; if it is not trusted: "
+        f"`lora-hub trust add {path.with_name(path.stem + _PUBLIC)} --scope '{path.stem}/*'`",
     )
