@@ -11,7 +11,7 @@ from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.manifest import Manifest
-from lora_hub.documents.trust_entries import Signer
+from lora_hub.documents.signers import Signer
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +12,9 @@ from lora_hub.adapter_directory import read_bundles
 from lora_hub.documents.authorization import Decision
 from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.fields import is_sha256, printable
-from lora_hub.documents.trust_entries import (
-    MAX_PEM,
-    Identity,
-    Key,
-    Pin,
-    PublicKey,
-    Revocation,
-    Rule,
-    is_key_name,
-    is_scope,
-)
+from lora_hub.documents.signers import MAX_PEM, Identity, PublicKey
+from lora_hub.documents.trust_changes import Change, Trusting, find_key, rule_of, without
+from lora_hub.documents.trust_entries import Key, Pin, Revocation, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import NotFoundError, PolicyError, UsageError
 from lora_hub.files import read_file
@@ -37,8 +28,7 @@ from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.resolve import Choice, resolve
 from lora_hub.registry.terms import current_terms
-from lora_hub.registry.trust_file import Change, TrustFile, default_trust
-from lora_hub.version import Version
+from lora_hub.registry.trust_file import TrustFile, default_trust
 
 PathLike = str | os.PathLike[str]
 
@@ -94,49 +84,13 @@ def trust_key(
         min_version: No version below it is accepted.
         only: Whether nobody else may sign for this scope any more.
     """
-    limits = _Limits(threshold=threshold, min_version=min_version, only=only)
-    return _changed_rule(lambda policy: _trusting(policy, key, scope, name, limits), scope)
+    trusting = Trusting(who=key, scope=scope, name=name, threshold=threshold, min_version=min_version, only=only)
+    return _trust(trusting)
 
 
 def check_can_trust(key: PublicKey, *, scope: str, name: str) -> None:
     """Raise what `trust_key` would raise, and change nothing."""
-    default_trust().check(lambda policy: _trusting(policy, key, scope, name, _Limits()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Limits:
-    """What a rule is to ask for besides: None leaves it as it is."""
-
-    threshold: int | None = None
-    min_version: str | None = None
-    only: bool = False
-
-    def base(self, policy: TrustPolicy, scope: str) -> tuple[Rule | None, Rule]:
-        """Return the rule of *scope*, if there is one, and the one to begin with."""
-        old = _rule_of(policy, scope)
-        base = old or _wider(policy, scope) or Rule(scope=scope)
-        return old, dataclasses.replace(base, keys=(), identities=(), threshold=1) if self.only else base
-
-    def applied(self, rule: Rule) -> Rule:
-        """Return *rule* with these limits."""
-        signers = len(rule.keys) + len(rule.identities)
-        if self.threshold is not None and not 1 <= self.threshold <= signers:
-            raise UsageError(
-                f"the rule has {signers} signers, not {self.threshold}", hint="add the other signers first"
-            )
-        return dataclasses.replace(
-            rule,
-            threshold=rule.threshold if self.threshold is None else self.threshold,
-            min_version=rule.min_version if self.min_version is None else Version.parse(self.min_version),
-        )
-
-
-def _trusting(policy: TrustPolicy, key: PublicKey, scope: str, name: str | None, limits: _Limits) -> Change:
-    known = next((k for k in policy.keys if k.fingerprint == key.fingerprint), None)
-    entry = known or Key(name=_free_name(policy, name, key), public=key)
-    old, base = limits.base(policy, scope)
-    changed = dataclasses.replace(base, keys=tuple(dict.fromkeys((*base.keys, entry.name))))
-    return _replacing(old, limits.applied(changed), () if known else (entry,))
+    default_trust().check(Trusting(who=key, scope=scope, name=name).change)
 
 
 def trust_identity(
@@ -150,15 +104,15 @@ def trust_identity(
     """Let a keyless *identity* sign the adapters of *scope*, as `trust_key` does it; return the rule that says so."""
     if not identity.identity or not identity.issuer:
         raise UsageError("an identity has a name and an issuer", hint="give both --identity and --issuer")
+    return _trust(Trusting(who=identity, scope=scope, threshold=threshold, min_version=min_version, only=only))
 
-    limits = _Limits(threshold=threshold, min_version=min_version, only=only)
 
-    def decide(policy: TrustPolicy) -> Change:
-        old, base = limits.base(policy, scope)
-        changed = dataclasses.replace(base, identities=tuple(dict.fromkeys((*base.identities, identity))))
-        return _replacing(old, limits.applied(changed), ())
-
-    return _changed_rule(decide, scope)
+def _trust(trusting: Trusting) -> Rule:
+    default_trust().change(trusting.change)
+    rule = rule_of(default_trust().read(), trusting.scope)
+    if rule is None:
+        raise PolicyError(f"another process removed the rule for `{trusting.scope}` meanwhile", hint="run it again")
+    return rule
 
 
 def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | Pin | Revocation, ...]:
@@ -174,17 +128,7 @@ def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | P
     if "@" in what:
         return (default_trust().remove(as_registry(registry).url, AdapterRef.parse(what)),)
 
-    def decide(policy: TrustPolicy) -> Change:
-        if is_scope(what):
-            rule = _rule_of(policy, what)
-            if rule is None:
-                raise NotFoundError(
-                    f"no rule has the scope `{what}`", hint="run `lora-hub trust list` to see what there is"
-                )
-            return Change(removed=(rule,))
-        return _without_key(policy, _find_key(policy, what))
-
-    return default_trust().change(decide).removed
+    return default_trust().change(lambda policy: without(policy, what)).removed
 
 
 def revoke(what: str, *, reason: str | None = None) -> Revocation:
@@ -197,7 +141,7 @@ def revoke(what: str, *, reason: str | None = None) -> Revocation:
             return Revocation(key=what, reason=reason)
         if Path(what).is_file():
             return Revocation(key=read_public_key(what).fingerprint, reason=reason)
-        return Revocation(key=_find_key(policy, what).fingerprint, reason=reason)
+        return Revocation(key=find_key(policy, what).fingerprint, reason=reason)
 
     def decide(policy: TrustPolicy) -> Change:
         new = revocation(policy)
@@ -278,59 +222,3 @@ def pin_of(registry: Registry, published: Published) -> Pin:
         commit=published.snapshot.commit,
         digest=published.digest,
     )
-
-
-def _rule_of(policy: TrustPolicy, scope: str) -> Rule | None:
-    if not is_scope(scope):
-        raise UsageError(f"{scope!a} is no scope", hint="write `org/task`, `org/*` or `*`")
-    return next((rule for rule in policy.rules if rule.scope == scope), None)
-
-
-def _wider(policy: TrustPolicy, scope: str) -> Rule | None:
-    """Return the rule that applies to *scope* while it has none of its own, as one of its own."""
-    wider = None if scope == "*" else policy.rule(scope.replace("*", "x"))
-    return wider and dataclasses.replace(wider, scope=scope)
-
-
-def _replacing(old: Rule | None, new: Rule, keys: tuple[Key, ...]) -> Change:
-    if old == new:
-        return Change(added=keys)
-    return Change(removed=() if old is None else (old,), added=(*keys, new))
-
-
-def _changed_rule(decide: Callable[[TrustPolicy], Change], scope: str) -> Rule:
-    default_trust().change(decide)
-    rule = _rule_of(default_trust().read(), scope)
-    if rule is None:
-        raise PolicyError(f"another process removed the rule for `{scope}` meanwhile", hint="run it again")
-    return rule
-
-
-def _free_name(policy: TrustPolicy, name: str | None, key: PublicKey) -> str:
-    wanted = name or key.fingerprint[:16]
-    if not is_key_name(wanted):
-        raise UsageError(f"{wanted!a} is no name for a key", hint="use letters, digits and `.`, `_`, `-`")
-    if any(known.name == wanted for known in policy.keys):
-        raise UsageError(f"another key is called `{wanted}` in your policy", hint="give this one another `--name`")
-    return wanted
-
-
-def _find_key(policy: TrustPolicy, what: str) -> Key:
-    found = [key for key in policy.keys if what in {key.name, key.fingerprint}]
-    if not found:
-        raise NotFoundError(f"your policy has no key {what!a}", hint="run `lora-hub trust list` to see what there is")
-    return found[0]
-
-
-def _without_key(policy: TrustPolicy, key: Key) -> Change:
-    old = [rule for rule in policy.rules if key.name in rule.keys]
-    new = [dataclasses.replace(rule, keys=tuple(name for name in rule.keys if name != key.name)) for rule in old]
-    kept = dataclasses.replace(policy, rules=tuple(rule for rule in policy.rules if rule not in old))
-    left = [rule for rule in new if (rule.keys or rule.identities) and rule != _wider(kept, rule.scope)]
-    for rule in left:
-        if rule.threshold > len(rule.keys) + len(rule.identities):
-            raise PolicyError(
-                f"the rule for `{rule.scope}` needs {rule.threshold} signers, and fewer would be left",
-                hint=f"add another one first, or remove the rule: `lora-hub trust remove '{rule.scope}'`",
-            )
-    return Change(removed=(key, *old), added=tuple(left))

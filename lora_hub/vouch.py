@@ -13,8 +13,9 @@ from lora_hub.adapter_directory import read_adapter, read_bundles, read_manifest
 from lora_hub.documents.bundle import SIGNATURE_NAME, further_name
 from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest, publish
+from lora_hub.documents.signers import PublicKey
 from lora_hub.documents.statement import SignedFiles, Yank, yank_name
-from lora_hub.documents.trust_entries import Key, PublicKey, Rule, is_scope
+from lora_hub.documents.trust_entries import Key, Rule, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
 from lora_hub.errors import DocumentError, IntegrityError, NotFoundError, RegistryError, UntrustedError, UsageError

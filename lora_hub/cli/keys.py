@@ -9,7 +9,7 @@ import click
 from lora_hub.cli.output import is_at_terminal, json_option, print_data, say, table
 
 if TYPE_CHECKING:
-    from lora_hub.documents.trust_entries import PublicKey
+    from lora_hub.documents.signers import PublicKey
 
 
 @click.group()

@@ -53,7 +53,7 @@ def add(
     Compare the fingerprint with what its owner says over another way before you add it.
     """
     from lora_hub import trust as policy
-    from lora_hub.documents.trust_entries import Identity
+    from lora_hub.documents.signers import Identity
     from lora_hub.errors import UsageError
 
     if (key is None) == (identity is None) or (identity is None) != (issuer is None):

@@ -10,7 +10,8 @@ from enum import Enum
 
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Manifest
-from lora_hub.documents.trust_entries import Key, Rule, Signer
+from lora_hub.documents.signers import Signer
+from lora_hub.documents.trust_entries import Key, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import LoraHubError, PolicyError, UntrustedError
 from lora_hub.reference import AdapterRef

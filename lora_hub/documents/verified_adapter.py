@@ -26,7 +26,7 @@ from lora_hub.documents.manifest import (
     SliceGroup,
 )
 from lora_hub.documents.safetensors_header import TensorInfo, is_finite, read_header
-from lora_hub.documents.trust_entries import Signer
+from lora_hub.documents.signers import Signer
 from lora_hub.errors import IntegrityError, MalformedError, NotFoundError
 
 T = TypeVar("T", int, float)

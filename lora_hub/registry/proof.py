@@ -11,8 +11,8 @@ from lora_hub.documents.authorization import Claim, Decision, authorize, narrow
 from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import Manifest
+from lora_hub.documents.signers import Identity, PublicKey, Signer
 from lora_hub.documents.statement import SignedFiles
-from lora_hub.documents.trust_entries import Identity, PublicKey, Signer
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import IntegrityError, MalformedError, MissingExtraError
 from lora_hub.reference import AdapterRef

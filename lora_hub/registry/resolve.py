@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from lora_hub.documents.authorization import Decision, counted
 from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.fields import printable
+from lora_hub.documents.signers import Signer
 from lora_hub.documents.statement import Yank
-from lora_hub.documents.trust_entries import Signer
 from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, NotFoundError, PolicyError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import Place, find_digest, list_adapter, none_selected, selected, vanished

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub import places
+from lora_hub.documents.trust_changes import Change, pinning
 from lora_hub.documents.trust_entries import Entry, Pin
 from lora_hub.documents.trust_policy import MAX_POLICY, VERSION, TrustPolicy
 from lora_hub.errors import DocumentError, NotFoundError, PolicyError, UsageError
@@ -31,14 +31,6 @@ def project_policy() -> TrustPolicy:
         return TrustPolicy.parse(bytes(read_file(Path(PROJECT_FILE), limit=MAX_POLICY)))
     except NotFoundError:
         return TrustPolicy()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What to take out of a policy, and what to put into it."""
-
-    removed: tuple[Entry, ...] = ()
-    added: tuple[Entry, ...] = ()
 
 
 class TrustFile:
@@ -78,7 +70,7 @@ class TrustFile:
             PolicyError: One of them is pinned to another digest already, and *replace* is False.
         """
         wanted = tuple(pins)
-        change = self.change(lambda policy: _pinning(policy, wanted, replace=replace))
+        change = self.change(lambda policy: pinning(policy, wanted, replace=replace))
         return [entry for entry in change.removed if isinstance(entry, Pin)]
 
     def remove(self, registry_url: str, reference: AdapterRef) -> Pin:
@@ -137,22 +129,3 @@ def _is_left(removed: Entry, left: Iterable[Entry], change: Change) -> bool:
     if isinstance(removed, Pin):
         return any(isinstance(e, Pin) and not e.places.isdisjoint(removed.places) for e in others)
     return removed in others
-
-
-def _pinning(policy: TrustPolicy, pins: Iterable[Pin], *, replace: bool) -> Change:
-    known, removed, added = list(policy.pins), [], []
-    for pin in pins:
-        for old in [other for other in known if other.contradicts(pin)]:
-            if not replace:
-                raise PolicyError(
-                    f"`{old.reference}` in `{old.registry}` is pinned to {old.digest} and would become {pin.digest}",
-                    hint=f"if the new one is right: `lora-hub trust remove {old.reference}`, and pin it again",
-                )
-            known.remove(old)
-            removed.append(old)
-        if pin not in known:
-            known.append(pin)
-            added.append(pin)
-    # Of two new ones that contradict each other, the later one holds.
-    replaced = tuple(pin for pin in removed if pin in policy.pins)
-    return Change(removed=replaced, added=tuple(pin for pin in added if pin in known))

@@ -10,7 +10,8 @@ import stat
 from pathlib import Path
 
 from lora_hub import places
-from lora_hub.documents.trust_entries import MAX_PEM, PublicKey, is_key_name
+from lora_hub.documents.signers import MAX_PEM, PublicKey
+from lora_hub.documents.trust_entries import is_key_name
 from lora_hub.errors import NotFoundError, PolicyError, UsageError
 from lora_hub.files import check_own_directory, create_file, machine_errors, read_file, write_files
 from lora_hub.locked import locked

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lora_hub.documents.bundle import PAYLOAD_TYPE, Bundle
 from lora_hub.documents.fields import printable
-from lora_hub.documents.trust_entries import Identity
+from lora_hub.documents.signers import Identity
 from lora_hub.errors import DocumentError, IntegrityError, MachineError, RegistryError, UsageError
 from lora_hub.extras import needs_sigstore
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.trust_entries import PublicKey
+from lora_hub.documents.signers import PublicKey
 from lora_hub.errors import MalformedError, UsageError
 
 if TYPE_CHECKING:

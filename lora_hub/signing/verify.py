@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_hub.documents.bundle import Bundle
-from lora_hub.documents.trust_entries import PublicKey
+from lora_hub.documents.signers import PublicKey
 from lora_hub.errors import IntegrityError
 from lora_hub.signing.sign import pre_authentication
 

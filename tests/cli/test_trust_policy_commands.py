@@ -15,8 +15,9 @@ from lora_hub import api, vouch
 from lora_hub import trust as trusts
 from lora_hub.documents.bundle import SIGNATURE_NAME
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
+from lora_hub.documents.signers import Identity, PublicKey
 from lora_hub.documents.statement import SignedFiles
-from lora_hub.documents.trust_entries import Identity, Key, Pin, PublicKey, Revocation, Rule
+from lora_hub.documents.trust_entries import Key, Pin, Revocation, Rule
 from lora_hub.documents.verified_adapter import manifest_digest
 from lora_hub.errors import LoraHubError
 from lora_hub.signing.keys import PrivateKey

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lora_hub.documents.authorization import Claim, authorize, counted, narrow, pin_command, summary
 from lora_hub.documents.manifest import Manifest, publish
-from lora_hub.documents.trust_entries import Identity, Key, Pin, PublicKey, Revocation, Rule, Signer
+from lora_hub.documents.signers import Identity, PublicKey, Signer
+from lora_hub.documents.trust_entries import Key, Pin, Revocation, Rule
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.errors import PolicyError, UntrustedError

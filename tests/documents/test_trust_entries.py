@@ -11,19 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_hub.documents.trust_entries import (
-    MAX_PEM,
-    MAX_THRESHOLD,
-    Identity,
-    Key,
-    Pin,
-    PublicKey,
-    Revocation,
-    Rule,
-    Signer,
-    is_key_name,
-    is_scope,
-)
+from lora_hub.documents.signers import MAX_PEM, Identity, PublicKey, Signer
+from lora_hub.documents.trust_entries import MAX_THRESHOLD, Key, Pin, Revocation, Rule, is_key_name, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import DocumentError, MalformedError
 from lora_hub.version import Version

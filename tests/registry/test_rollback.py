@@ -16,7 +16,7 @@ from lora_hub import trust as trusts
 from lora_hub.cli import run
 from lora_hub.documents.bundle import SIGNATURE_NAME
 from lora_hub.documents.fields import sha256
-from lora_hub.documents.trust_entries import PublicKey
+from lora_hub.documents.signers import PublicKey
 from lora_hub.errors import DocumentError, LoraHubError, PolicyError, UntrustedError
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.memory import default_memory

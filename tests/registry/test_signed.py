@@ -19,8 +19,9 @@ from lora_hub import trust as trusts
 from lora_hub.documents import manifest as manifests
 from lora_hub.documents.bundle import SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.manifest import VERSION_FILES, Manifest
+from lora_hub.documents.signers import PublicKey, Signer
 from lora_hub.documents.statement import SignedFiles
-from lora_hub.documents.trust_entries import Key, PublicKey, Revocation, Rule, Signer
+from lora_hub.documents.trust_entries import Key, Revocation, Rule
 from lora_hub.documents.trust_policy import NOBODY, TrustPolicy
 from lora_hub.documents.verified_adapter import manifest_digest, verify
 from lora_hub.errors import (

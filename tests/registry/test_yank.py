@@ -17,8 +17,8 @@ from lora_hub import api, vouch
 from lora_hub import trust as trusts
 from lora_hub.documents.bundle import SIGNATURE_NAME
 from lora_hub.documents.fields import sha256
+from lora_hub.documents.signers import PublicKey
 from lora_hub.documents.statement import MAX_REASON, YANKED, Yank, yank_name
-from lora_hub.documents.trust_entries import PublicKey
 from lora_hub.errors import LoraHubError, MalformedError, NotFoundError, PolicyError, UsageError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import find

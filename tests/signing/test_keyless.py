@@ -23,8 +23,8 @@ from sigstore.errors import TUFError
 from sigstore.models import ClientTrustConfig
 
 from lora_hub.documents.manifest import VERSION_FILES
+from lora_hub.documents.signers import Identity
 from lora_hub.documents.statement import SignedFiles
-from lora_hub.documents.trust_entries import Identity
 from lora_hub.errors import (
     DocumentError,
     IntegrityError,
