@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench fuzz clean
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
@@ -25,6 +25,11 @@ bench: $(VENV)/test
 	$(BIN)/python -m benchmarks.against_peft
 	$(BIN)/python -m benchmarks.against_hub_client
 	$(BIN)/python -m benchmarks.against_hub_client --gigabit
+	$(BIN)/python -m benchmarks.verify_speed
+
+# Until it is stopped, or for MINUTES; what goes wrong is saved.
+fuzz: $(VENV)/test
+	cd tests && ../$(BIN)/python -m fuzz $(if $(MINUTES),--minutes $(MINUTES))
 
 $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
