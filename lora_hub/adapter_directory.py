@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from lora_hub.documents.manifest import (
 )
 from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
 from lora_hub.errors import NotFoundError
-from lora_hub.files import machine_errors, read_file, write_files
+from lora_hub.files import machine_errors, read_file, read_hashed, write_files
 
 _LIMITS = {CONFIG_NAME: MAX_CONFIG, WEIGHTS_NAME: MAX_FILE}
 
@@ -61,13 +60,12 @@ def _read_files(directory: Path, *, is_own: bool) -> tuple[dict[str, Bytes], tup
         sizes = {entry.name: entry.size for entry in manifest.files}
     hashed = []
     for name, limit in _LIMITS.items():
-        sha256 = hashlib.sha256()
         try:
-            content = read_file(directory / name, limit=limit, size=sizes.get(name), is_own=is_own, sha256=sha256)
+            content, sha256 = read_hashed(directory / name, limit=limit, size=sizes.get(name), is_own=is_own)
         except NotFoundError as error:
             raise NotFoundError(f"`{directory}` has no `{name}`", hint=_hint(directory)) from error
         files[name] = content
-        hashed.append(FileEntry(name=name, size=len(content), sha256=sha256.hexdigest()))
+        hashed.append(FileEntry(name=name, size=len(content), sha256=sha256))
     return files, tuple(hashed)
 
 

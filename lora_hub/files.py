@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from io import BufferedRandom, BufferedReader
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedRandom, FileIO
 from pathlib import Path
 from types import MappingProxyType
 
-from lora_hub.documents.fields import Bytes
+from lora_hub.buffers import Hasher, allocate
+from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.errors import IntegrityError, MachineError, MalformedError, NotFoundError, PolicyError
 
-_PIECE = 1024 * 1024  # bytes that are read and hashed at once
-_AHEAD = 8  # pieces that may be read before they are hashed
+_PIECE = 4 * 1024 * 1024  # bytes that are read and hashed at once
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -43,9 +40,7 @@ def machine_errors() -> Iterator[None]:
         raise machine_error(error) from error
 
 
-def read_file(
-    path: Path, *, limit: int, size: int | None = None, is_own: bool = False, sha256: hashlib._Hash | None = None
-) -> bytearray:
+def read_file(path: Path, *, limit: int, size: int | None = None, is_own: bool = False) -> bytearray:
     """Return the bytes of the regular file at *path*, read exactly once.
 
     Args:
@@ -53,7 +48,6 @@ def read_file(
         limit: Bytes; a larger file is refused before memory is taken for it.
         size: Bytes that it must have, if that is known.
         is_own: Whether it is a file that lora-hub keeps for this user, so that nobody else may have put it there.
-        sha256: Gets the bytes that are returned, while more of them are read.
 
     Raises:
         NotFoundError: There is no such file.
@@ -62,18 +56,44 @@ def read_file(
         IntegrityError: Another size than *size*.
         MachineError: The file cannot be read, or is larger than the memory.
     """
+    with _opened(path, limit, size, is_own=is_own) as (file, length):
+        content = bytearray(length)
+        read = _fill(file, memoryview(content), lambda _stop: None)
+        return content[:read] if read < length else content
+
+
+def read_hashed(path: Path, *, limit: int, size: int | None = None, is_own: bool = False) -> tuple[Bytes, str]:
+    """Return what `read_file` returns, and its SHA-256 in hex, which is computed while the file is read."""
+    with _opened(path, limit, size, is_own=is_own) as (file, length):
+        content = allocate(length)
+        with Hasher(content, stride=_PIECE) as hasher:
+            read = _fill(file, memoryview(content), hasher.follow)
+        if read == length:
+            return content, hasher.hexdigest()
+        cut = bytearray(content[:read])  # it was cut off since it was opened
+        return cut, sha256(cut)
+
+
+def _fill(file: FileIO, view: memoryview, follow: Callable[[int], object]) -> int:
+    """Read *file* into *view*, telling after each piece how far; return how much there was."""
+    stop = 0
+    while read := file.readinto(view[stop : stop + _PIECE]):
+        stop += read
+        follow(stop)
+    return stop
+
+
+@contextlib.contextmanager
+def _opened(path: Path, limit: int, size: int | None, *, is_own: bool) -> Iterator[tuple[FileIO, int]]:
+    """Open a file that may be read, and say how long it is."""
     opener = _open_without_following if is_own else _open_without_blocking
     try:
-        with open(path, "rb", opener=opener) as file:
+        with open(path, "rb", buffering=0, opener=opener) as file:
             status = os.fstat(file.fileno())
             if is_own:
                 _check_owner(path, status)
             _check_file(path, status, limit, size)
-            if sha256 is not None:
-                return _read_and_hash(file, status.st_size, sha256)
-            content = bytearray(status.st_size)
-            read = file.readinto(content)
-            return content[:read] if read < len(content) else content
+            yield file, status.st_size
     except MemoryError as error:
         raise MachineError(
             f"`{path}` is larger than the memory", hint="check the file, or use a larger machine"
@@ -100,18 +120,6 @@ def _check_file(path: Path, status: os.stat_result, limit: int, size: int | None
         raise MalformedError(
             f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="it is no file of an adapter"
         )
-
-
-def _read_and_hash(file: BufferedReader, size: int, sha256: hashlib._Hash) -> bytearray:
-    """Return the first *size* bytes of *file*; a thread hashes each piece while the next one is read."""
-    content, behind = bytearray(), deque[Future[None]]()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-sha256") as thread:
-        while piece := file.read(min(_PIECE, size - len(content))):
-            behind.append(thread.submit(sha256.update, piece))
-            content += piece
-            if len(behind) > _AHEAD:  # no more than this is in memory twice
-                behind.popleft().result()
-    return content
 
 
 def check_own_directory(path: Path, *, may_be_link: bool = True) -> None:

@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, NoReturn, TypeVar
 
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
 
 T = TypeVar("T")
-Bytes = bytes | bytearray  # what was read from outside, or is to be written
+Bytes = bytes | bytearray | mmap  # what was read from outside, or is to be written
 
 MAX_NUMBER = 1e30  # of an alpha, say: far from any that is meant, and from what float64 cannot hold
 _SAVE_AGAIN = "write it again with `save_adapter`"

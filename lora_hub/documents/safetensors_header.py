@@ -158,17 +158,17 @@ def _check_no_gaps(tensors: dict[str, TensorInfo], start: int, end: int) -> None
 def is_finite(content: Bytes, tensor: TensorInfo) -> bool:
     """Whether no value of *tensor* in the file *content* is NaN or infinite (IEEE 754, bfloat16 likewise)."""
     blocks = range(tensor.start, tensor.stop, _BLOCK)
-    return all(_is_block_finite(content, start, min(start + _BLOCK, tensor.stop), tensor.dtype) for start in blocks)
+    return all(_is_block_finite(content[start : min(start + _BLOCK, tensor.stop)], tensor.dtype) for start in blocks)
 
 
-def _is_block_finite(content: Bytes, start: int, stop: int, dtype: str) -> bool:
+def _is_block_finite(block: Bytes, dtype: str) -> bool:
     size = ITEM_SIZE[dtype]
     high_mask, next_mask = _EXPONENT[dtype]
-    high = content[start + size - 1 : stop : size]
+    high = block[size - 1 :: size]
     # In a sane adapter no value is that large, so this is all that runs.
     if not any(byte in high for byte in _SUSPECT[high_mask]):
         return True
-    following = content[start + size - 2 : stop : size]
+    following = block[size - 2 :: size]
     return not any(
         one & high_mask == high_mask and two & next_mask == next_mask for one, two in zip(high, following, strict=True)
     )

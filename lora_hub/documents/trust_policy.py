@@ -34,6 +34,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -47,6 +48,8 @@ from lora_hub.reference import AdapterRef
 
 VERSION = 1
 MAX_POLICY = 4 * 1024 * 1024  # bytes
+_MAX_PARTS = 64  # of a dotted key; tomllib takes time and memory by their square
+_QUOTED_OR_REMARK = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'|#.*""")
 _MEND = "mend the file by hand, or restore a copy of it"
 
 E = TypeVar("E", Key, Rule, Revocation, Pin)
@@ -72,7 +75,7 @@ class TrustPolicy:
         if len(content) > MAX_POLICY:
             raise DocumentError(f"the trust policy has {len(content)} bytes, at most {MAX_POLICY} are read", hint=_MEND)
         try:
-            document = tomllib.loads(content.decode())
+            document = tomllib.loads(_with_short_keys(content.decode()))
         except (ValueError, RecursionError) as error:
             raise DocumentError(f"the trust policy is not valid TOML: {error}", hint=_MEND) from error
         check_depth(document, "the trust policy", _MEND)
@@ -134,6 +137,14 @@ class TrustPolicy:
 
 
 NOBODY = TrustPolicy()
+
+
+def _with_short_keys(text: str) -> str:
+    """Return *text*; raise ValueError if a key has so many parts that the parser would take for ever over it."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > _MAX_PARTS and _QUOTED_OR_REMARK.sub("", line).count(".") > _MAX_PARTS:
+            raise ValueError(f"line {number} has a key of more than {_MAX_PARTS} parts")
+    return text
 
 
 def _entries(fields: Fields, key: str, parse: Callable[[Fields], E]) -> tuple[E, ...]:

@@ -67,7 +67,7 @@ def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
     content = adapter.buffer
     if not math.prod(info.shape):
         return torch.empty(info.shape, dtype=dtype)
-    if not isinstance(content, bytearray) or info.start % dtype.itemsize:
+    if isinstance(content, bytes) or info.start % dtype.itemsize:
         # torch wants a writable and aligned buffer.
         content, start = bytearray(content[info.start : info.stop]), 0
     else:

@@ -6,6 +6,7 @@ whole or not there, and a second rename onto it fails.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -69,8 +70,10 @@ class DirectoryRegistry:
             )
         with machine_errors():
             signatures = signature_names(path.name for path in directory.glob("model*.sig"))
-            present = [directory / name for name in (*VERSION_FILES, *signatures) if (directory / name).exists()]
-            files = {path.name: RemoteFile(size=path.stat().st_size) for path in present}
+            files = {}
+            for name in (*VERSION_FILES, *signatures):
+                with contextlib.suppress(FileNotFoundError):
+                    files[name] = RemoteFile(size=(directory / name).stat().st_size)
 
         def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
             content = read_file(directory / name, limit=MAX_FILE)

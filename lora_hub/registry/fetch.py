@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
+from lora_hub.buffers import Buffer, Hasher, allocate
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME, FileEntry
 from lora_hub.documents.safetensors_header import header_end
@@ -21,6 +19,7 @@ from lora_hub.files import machine_errors, partial_file
 from lora_hub.registry.registry import RemoteFile, Snapshot
 
 RESUMABLE = 8 * 1024 * 1024  # bytes; smaller files are simply read again
+_STRIDE = 8 * 1024 * 1024  # bytes that are hashed at once while more of them come
 _FIRST = 512 * 1024  # bytes of a weights file; only the headers of some thousands of tensors are longer
 
 # ``progress(label, total)`` opens a progress bar; what it yields is called with the bytes that came.
@@ -36,13 +35,13 @@ def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[in
 class Content:
     """The bytes of a file, what they are found to be, and where they lie on disk as well, if they do."""
 
-    buffer: bytearray
+    buffer: Bytes
     found: FileEntry
     path: Path | None = None
     is_resumed: bool = False
 
 
-def read_small(snapshot: Snapshot, name: str, *, limit: int, source: str) -> bytearray:
+def read_small(snapshot: Snapshot, name: str, *, limit: int, source: str) -> Bytes:
     """Return the bytes of the file *name*, which has at most *limit* bytes.
 
     Raises:
@@ -92,7 +91,7 @@ def read_weights(
             have = 0
             part.truncate(0)
         is_resumed = have > 0
-        with _Hasher(content) as hasher:
+        with Hasher(content, stride=_STRIDE) as hasher:
 
             def keep(chunk: Bytes, stop: int) -> None:
                 hasher.follow(stop)
@@ -101,34 +100,8 @@ def read_weights(
             _fill(content, have, snapshot, entry, source, progress, keep)
             part.flush()
             _begin_to_sync(part.fileno())
-    found = FileEntry(name=entry.name, size=len(content), sha256=hasher.sha256.hexdigest())
+    found = FileEntry(name=entry.name, size=len(content), sha256=hasher.hexdigest())
     return Content(content, found, path, is_resumed)
-
-
-class _Hasher:
-    """Computes the SHA-256 of a buffer in a thread of its own, while the buffer is still filled from its beginning."""
-
-    _STRIDE = 8 * 1024 * 1024  # bytes; each hand-over costs a turn of the interpreter's lock
-
-    def __init__(self, buffer: bytearray) -> None:
-        self.sha256 = hashlib.sha256()
-        self._view = memoryview(buffer)
-        self._done = 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-sha256")
-
-    def follow(self, stop: int, *, at_least: int = _STRIDE) -> None:
-        """Hash what lies before *stop* and will not change any more, if that is *at_least* so many bytes."""
-        if stop - self._done >= at_least:
-            self._thread.submit(self.sha256.update, self._view[self._done : stop])
-            self._done = stop
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.follow(len(self._view), at_least=0)
-        self._thread.shutdown()
 
 
 def _begin_to_sync(descriptor: int) -> None:
@@ -161,15 +134,15 @@ def _read_range(snapshot: Snapshot, start: int, stop: int, source: str) -> bytea
     return content
 
 
-def _read_exactly(snapshot: Snapshot, entry: FileEntry, source: str, progress: Progress) -> bytearray:
+def _read_exactly(snapshot: Snapshot, entry: FileEntry, source: str, progress: Progress) -> Buffer:
     content = _allocate(entry, source)
     _fill(content, 0, snapshot, entry, source, progress, lambda _chunk, _stop: None)
     return content
 
 
-def _allocate(entry: FileEntry, source: str) -> bytearray:
+def _allocate(entry: FileEntry, source: str) -> Buffer:
     try:
-        return bytearray(entry.size)
+        return allocate(entry.size)
     except MemoryError as error:
         raise MachineError(
             f"`{entry.name}` of `{source}` has {entry.size} bytes, more than the memory", hint="use a larger machine"
@@ -177,7 +150,7 @@ def _allocate(entry: FileEntry, source: str) -> bytearray:
 
 
 def _fill(
-    content: bytearray,
+    content: Buffer,
     have: int,
     snapshot: Snapshot,
     entry: FileEntry,

@@ -125,7 +125,7 @@ class ObjectStoreRegistry:
             if is_new:
                 self._check_same(agreed, mine, reference)
                 for name in PAYLOAD_NAMES:
-                    self._fs.pipe_file(f"{folder}/{name}", files[name])
+                    self._fs.pipe_file(f"{folder}/{name}", bytes(files[name]))
                 self._add_signatures(folder, sign(agreed))
                 is_new = self._create(manifest, agreed)
                 if not is_new and self._size(manifest) is None:

@@ -17,6 +17,7 @@ from lora_hub.reference import AdapterRef
 
 PROJECT_FILE = "lora-hub.trust.toml"  # of a project, in the working directory: it can only narrow
 
+_MAX_PROJECT = 256 * 1024  # bytes; somebody else wrote it
 _HAS_VERSION = re.compile(r"^\s*version\s*=", re.MULTILINE)
 
 
@@ -28,7 +29,7 @@ def default_trust() -> TrustFile:
 def project_policy() -> TrustPolicy:
     """Return the policy of the project in the working directory; it belongs to whoever wrote the project."""
     try:
-        return TrustPolicy.parse(bytes(read_file(Path(PROJECT_FILE), limit=MAX_POLICY)))
+        return TrustPolicy.parse(bytes(read_file(Path(PROJECT_FILE), limit=_MAX_PROJECT)))
     except NotFoundError:
         return TrustPolicy()
 

@@ -13,13 +13,14 @@ from lora_hub import places
 from lora_hub.documents.signers import MAX_PEM, PublicKey
 from lora_hub.documents.trust_entries import is_key_name
 from lora_hub.errors import NotFoundError, PolicyError, UsageError
-from lora_hub.files import check_own_directory, create_file, machine_errors, read_file, write_files
+from lora_hub.files import check_own_directory, create_file, machine_errors, read_file, remove_old, write_files
 from lora_hub.locked import locked
 from lora_hub.signing.keys import MAX_KEY, Passphrase, PrivateKey, passphrase_from_environment
 
 VARIABLE = "LORA_HUB_KEY"
 _PRIVATE, _PUBLIC = ".key", ".pub"
 _BEGIN = "-----BEGIN"
+_STALE = 3600  # seconds after which what is half-written belongs to nobody
 
 
 def default_key_ring() -> KeyRing:
@@ -54,6 +55,7 @@ class KeyRing:
     def check_free(self, name: str) -> None:
         """Raise `UsageError` if there is a key *name* already."""
         check_own_directory(self._directory)
+        self._sweep()
         if self.path(name).exists():
             raise _exists(self.path(name))
 
@@ -72,6 +74,12 @@ class KeyRing:
             if not create_file(path, key.to_openssh(passphrase), mode=0o600):
                 raise _exists(path)
 
+    def _sweep(self) -> None:
+        """Remove what killed processes left behind, which may be a key."""
+        with machine_errors():
+            halves = (path for path in self._directory.glob(".*") if path.suffix != ".lock")
+            remove_old(halves, older_than=_STALE)
+
     def public(self, name: str) -> PublicKey:
         """Return the public key *name*."""
         check_own_directory(self._directory)
@@ -86,6 +94,7 @@ class KeyRing:
     def private(self, name: str, passphrase: Passphrase = passphrase_from_environment) -> PrivateKey | None:
         """Return the private key *name*, or None if there is none."""
         check_own_directory(self._directory)
+        self._sweep()
         try:
             return read_private_key(self.path(name), passphrase)
         except NotFoundError:

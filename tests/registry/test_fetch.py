@@ -318,7 +318,7 @@ STRIDE = 2048
 @pytest.fixture
 def short_stride(monkeypatch):
     """What follows a download hashes it in small pieces."""
-    monkeypatch.setitem(fetch._Hasher.follow.__kwdefaults__, "at_least", STRIDE)
+    monkeypatch.setattr(fetch, "_STRIDE", STRIDE)
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1024, 2047, 2048, 2049, 50_000])
