@@ -10,7 +10,7 @@ from enum import Enum
 
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import Manifest
-from lora_hub.documents.signers import Signer
+from lora_hub.documents.signers import Identity, Signer
 from lora_hub.documents.trust_entries import Key, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import LoraHubError, PolicyError, UntrustedError
@@ -246,23 +246,22 @@ def _how_to_trust(claim: Claim) -> str:
     if claim.is_directory:
         ways = ["`--key FILE` names the public key that must have signed it"]
     for signer in (*claim.signers, *claim.strangers)[:1]:
-        is_known = not isinstance(signer.who, str) or signer.who in claim.carried
-        how = f"run `{_add_command(claim, signer)}`" if is_known else "get the public key from them, and add it"
+        is_known = isinstance(signer.who, Identity) or signer.who in claim.carried
+        how = f"run `{_add_command(claim, signer.who)}`" if is_known else "get the public key from them, and add it"
+        if signer.who is None:
+            how = "install `lora-hub[sigstore]` to see who that is"
         ways.insert(0, f"if you trust who signed it, {how}")
     return "; ".join(ways)
 
 
-def _add_command(claim: Claim, signer: Signer) -> str:
-    if isinstance(signer.who, str):
-        place = (
-            shlex.quote(claim.registry)
-            if claim.is_directory
-            else f"{claim.reference}{_registry_option(claim.registry)}"
-        )
-        who = f"{signer.who} --from {place}"
+def _add_command(claim: Claim, who: str | Identity | None) -> str:
+    if isinstance(who, Identity):
+        signer = f"--identity {shlex.quote(who.identity)} --issuer {shlex.quote(who.issuer)}"
+    elif claim.is_directory:
+        signer = f"{who} --from {shlex.quote(claim.registry)}"
     else:
-        who = f"--identity {shlex.quote(signer.who.identity)} --issuer {shlex.quote(signer.who.issuer)}"
-    return f"lora-hub trust add {who} --scope {claim.reference.name}"
+        signer = f"{who} --from {claim.reference}{_registry_option(claim.registry)}"
+    return f"lora-hub trust add {signer} --scope {claim.reference.name}"
 
 
 def pin_command(registry: str, reference: AdapterRef, digest: str) -> str:

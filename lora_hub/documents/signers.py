@@ -74,9 +74,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Who signed: a key, by its fingerprint, or a keyless identity."""
+    """Who signed: a key, by its fingerprint, or a keyless identity; None if that was not looked at."""
 
-    who: str | Identity
+    who: str | Identity | None
 
     def __str__(self) -> str:
+        if self.who is None:
+            return "somebody keyless"
         return f"key {self.who}" if isinstance(self.who, str) else printable(str(self.who)).strip('`"')

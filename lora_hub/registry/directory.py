@@ -6,7 +6,7 @@ whole or not there, and a second rename onto it fails.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -70,10 +70,8 @@ class DirectoryRegistry:
             )
         with machine_errors():
             signatures = signature_names(path.name for path in directory.glob("model*.sig"))
-            files = {}
-            for name in (*VERSION_FILES, *signatures):
-                with contextlib.suppress(FileNotFoundError):
-                    files[name] = RemoteFile(size=(directory / name).stat().st_size)
+            sizes = {name: _size(directory / name) for name in (*VERSION_FILES, *signatures)}
+        files = {name: RemoteFile(size=size) for name, size in sizes.items() if size is not None}
 
         def read(name: str, start: int, stop: int | None) -> Iterator[Bytes]:
             content = read_file(directory / name, limit=MAX_FILE)
@@ -108,6 +106,16 @@ class DirectoryRegistry:
                 raise NotFoundError(
                     f"there is no registry `{self._root}`", hint="check the path; `lora-hub push` makes a new one"
                 )
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a file in bytes, or None if there is none, or a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP}:
+            return None
+        raise
 
 
 def _children(directory: Path) -> list[Path]:

@@ -14,10 +14,11 @@ from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.signers import Identity, PublicKey, Signer
 from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_policy import TrustPolicy
-from lora_hub.errors import IntegrityError, MalformedError, MissingExtraError
+from lora_hub.errors import IntegrityError, LoraHubError, MalformedError
 from lora_hub.reference import AdapterRef
 
-_SOMEBODY = Signer(Identity(identity="somebody keyless", issuer="pip install 'lora-hub[sigstore]' to see who"))
+# A keyless signer whose name nobody asked for; the extra `sigstore` can tell it.
+SOMEBODY = Signer(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +66,46 @@ def judge(
         DocumentError: A bundle is malformed.
     """
     name = evidence.reference.name
-    rules = [(p, rule) for p in (policy, project) if (rule := p.rule(name)) is not None]
     is_pinned = policy.expected(evidence.registry, evidence.reference, named) is not None
-    is_needed = bool(rules) or evidence.is_remote if not is_pinned else project.rule(name) is not None
-    files = evidence.bundles() if is_needed else {}
-    keys = {key.fingerprint: key.public for p, rule in rules for key in p.keys_of(rule)}
+    is_signed = policy.rule(name) is not None or evidence.is_remote if not is_pinned else project.rule(name) is not None
+    files = evidence.bundles() if is_signed else {}
+    examined = _examine(evidence, files, (policy, project))
+    claim = Claim(
+        registry=evidence.registry,
+        is_remote=evidence.is_remote,
+        reference=evidence.reference,
+        digest=evidence.digest,
+        manifest=_manifest(evidence, must_be_one=is_pinned or bool(examined.signers)),
+        named=named,
+        signers=_once(examined.signers),
+        strangers=_once(examined.strangers),
+        is_directory=evidence.is_directory,
+    )
+    policy = replace(policy, revoked=(*policy.revoked, *project.revoked))
+    decision = authorize(policy, claim, now)
+    if decision.refusal is not None and files:
+        # It is refused: only now is anything that a stranger signed looked at, to say how they could be trusted.
+        decision = authorize(policy, _introduced(claim, files, examined), now)
+    if decision.refusal is None:
+        narrowed = narrow(project, claim, now)
+        decision = decision if narrowed.refusal is None else narrowed
+    return Verdict(decision=decision, bundles={file: files[file] for file in examined.signers})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Examined:
+    """Whose bundles lie beside a version, by file name: those that were verified, and those of strangers."""
+
+    signers: Mapping[str, Signer]
+    strangers: Mapping[str, Signer]
+
+
+def _examine(evidence: Evidence, files: Mapping[str, Bytes], policies: Iterable[TrustPolicy]) -> _Examined:
+    rules = [(policy, rule) for policy in policies if (rule := policy.rule(evidence.reference.name)) is not None]
+    keys = {key.fingerprint: key.public for policy, rule in rules for key in policy.keys_of(rule)}
     identities = {identity for _, rule in rules for identity in rule.identities}
-    signers, strangers, verified = [], [], {}
+    signers: dict[str, Signer] = {}
+    strangers: dict[str, Signer] = {}
     for file, content in files.items():
         try:
             signer, payload = prove(content, keys, identities)
@@ -79,38 +113,38 @@ def judge(
                 SignedFiles.parse(payload).check(evidence.digest, evidence.manifest, source=evidence.source)
         except (MalformedError, IntegrityError) as error:
             raise error.within(f"`{file}` of `{evidence.source}`") from error
-        if payload is None:
-            strangers.append(signer)
-        else:
-            signers.append(signer)
-            verified[file] = content
-    is_read = is_pinned or bool(signers)  # what nobody vouches for is only described, if it can be
+        (strangers if payload is None else signers)[file] = signer
+    return _Examined(signers=signers, strangers=strangers)
+
+
+def _manifest(evidence: Evidence, *, must_be_one: bool) -> Manifest | None:
+    """Return the manifest; None if it is none, and nobody vouches for it anyhow."""
     try:
-        manifest = evidence.manifest()
+        return evidence.manifest()
     except MalformedError:
-        if is_read:
+        if must_be_one:
             raise
-        manifest = None
-    claim = Claim(
-        registry=evidence.registry,
-        is_remote=evidence.is_remote,
-        reference=evidence.reference,
-        digest=evidence.digest,
-        manifest=manifest,
-        named=named,
-        signers=tuple(dict.fromkeys(signers)),
-        strangers=tuple(dict.fromkeys(strangers)),
-        is_directory=evidence.is_directory,
-    )
-    policy = replace(policy, revoked=(*policy.revoked, *project.revoked))
-    decision = authorize(policy, claim, now)
-    if decision.refusal is not None and files:
-        # It is refused: only now is anything of a stranger's payload looked at, to say how they could be trusted.
-        decision = authorize(policy, replace(claim, carried=frozenset(_carried(files.values()))), now)
-    if decision.refusal is None:
-        narrowed = narrow(project, claim, now)
-        decision = decision if narrowed.refusal is None else narrowed
-    return Verdict(decision=decision, bundles=verified)
+        return None
+
+
+def _once(signers: Mapping[str, Signer]) -> tuple[Signer, ...]:
+    return tuple(dict.fromkeys(signers.values()))
+
+
+def _introduced(claim: Claim, files: Mapping[str, Bytes], examined: _Examined) -> Claim:
+    """Return *claim* with the names of keyless strangers, and with the keys that bundles bring along."""
+    strangers = {file: _named(files[file], signer) for file, signer in examined.strangers.items()}
+    return replace(claim, strangers=_once(strangers), carried=frozenset(_carried(files.values())))
+
+
+def _named(content: Bytes, signer: Signer) -> Signer:
+    if signer is not SOMEBODY:
+        return signer
+    from lora_hub.signing.keyless import verified_identity
+
+    with contextlib.suppress(LoraHubError):
+        return Signer(verified_identity(bytes(content))[0])
+    return signer
 
 
 def prove(content: Bytes, keys: Mapping[str, PublicKey], identities: Iterable[Identity]) -> tuple[Signer, bytes | None]:
@@ -154,12 +188,9 @@ def _carried(bundles: Iterable[Bytes]) -> Iterator[str]:
 
 
 def _prove_keyless(content: bytes, identities: set[Identity]) -> tuple[Signer, bytes | None]:
+    if not identities:  # then it is somebody else's business, whatever it is worth
+        return SOMEBODY, None
     from lora_hub.signing.keyless import verified_identity
 
-    try:
-        identity, payload = verified_identity(content)
-    except MissingExtraError:
-        if identities:
-            raise
-        return _SOMEBODY, None
+    identity, payload = verified_identity(content)
     return Signer(identity), payload if identity in identities else None
