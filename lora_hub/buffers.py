@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import mmap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from lora_hub.documents.fields import Bytes
@@ -43,6 +43,7 @@ class Hasher:
         self._view = memoryview(buffer)
         self._stride = stride
         self._done = 0
+        self._turns: list[Future[None]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-sha256")
 
     def follow(self, stop: int) -> None:
@@ -55,13 +56,26 @@ class Hasher:
         return self._sha256.hexdigest()
 
     def _hand_over(self, stop: int) -> None:
-        self._thread.submit(self._sha256.update, self._view[self._done : stop])
+        piece = self._view[self._done : stop]
         self._done = stop
+        try:
+            self._turns.append(self._thread.submit(self._sha256.update, piece))
+        except RuntimeError:  # no more threads, as when the interpreter ends
+            self._wait()
+            self._sha256.update(piece)
+
+    def _wait(self) -> None:
+        for turn in self._turns:
+            turn.result()
+        self._turns.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and self._done:
             self._hand_over(len(self._view))
+        elif kind is None:  # a small one: no thread was needed
+            self._sha256.update(self._view)
+        self._wait()
         self._thread.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.signers import Signer
 from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.errors import PolicyError
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.pull import find_in_store
@@ -50,7 +52,9 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
     if isinstance(named, Path):
         return _describe(read_adapter(named))
     opened, terms = as_registry(registry), current_terms()
-    kept = find_in_store(named, opened, default_store(), terms, named.digest)
+    kept = None
+    with contextlib.suppress(PolicyError):  # it is described all the same
+        kept = find_in_store(named, opened, default_store(), terms, named.digest)
     if kept is not None:
         return dataclasses.replace(
             _describe(kept.adapter),
@@ -58,7 +62,8 @@ def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike 
             reference=kept.reference,
             commit=kept.commit,
             is_trusted=True,
-            reason="it is in the store, and may be used",
+            reason=kept.reason,
+            yanked=kept.yanked,
         )
     check_may_connect(opened, offline=terms.offline, why=f"`{named}` is not in the store, and")
     choice = resolve(named, opened, terms)

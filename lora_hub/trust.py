@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from lora_hub.documents.signers import MAX_PEM, Identity, PublicKey
 from lora_hub.documents.trust_changes import Change, Trusting, find_key, rule_of, without
 from lora_hub.documents.trust_entries import Key, Pin, Revocation, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
-from lora_hub.errors import NotFoundError, PolicyError, UsageError
+from lora_hub.errors import InvalidReferenceError, NotFoundError, PolicyError, UsageError
 from lora_hub.files import read_file
 from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, is_digest
 from lora_hub.registry import pull as pulls
@@ -116,17 +117,19 @@ def _trust(trusting: Trusting) -> Rule:
 
 
 def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | Pin | Revocation, ...]:
-    """Remove *what* from the policy: a pinned reference, the rule of a scope, or a key; return what was removed.
+    """Remove *what* from the policy, and return what was removed: a pin, the rule of a scope, a key or an identity.
 
-    With a key goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more than
-    the wider one.
+    With a signer goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more
+    than the wider one.
 
     Raises:
         NotFoundError: There is no such thing.
         PolicyError: A rule would need more signers than are left, or the entry was written by hand.
     """
-    if "@" in what:
-        return (default_trust().remove(as_registry(registry).url, AdapterRef.parse(what)),)
+    with contextlib.suppress(InvalidReferenceError):
+        reference = AdapterRef.parse(what)
+        if reference.selector is not None:
+            return (default_trust().remove(as_registry(registry).url, reference),)
 
     return default_trust().change(lambda policy: without(policy, what)).removed
 
@@ -139,7 +142,8 @@ def revoke(what: str, *, reason: str | None = None) -> Revocation:
             return Revocation(digest=what, reason=reason)
         if is_sha256(what):
             return Revocation(key=what, reason=reason)
-        if Path(what).is_file():
+        is_known = any(key.name == what for key in policy.keys)  # first: anybody may have put a file of that name here
+        if not is_known and Path(what).is_file():
             return Revocation(key=read_public_key(what).fingerprint, reason=reason)
         return Revocation(key=find_key(policy, what).fingerprint, reason=reason)
 
@@ -207,7 +211,8 @@ def _pin(reference: AdapterRef, registry: Registry, digest: str | None) -> Pin:
             hint=f"it changed since it was shown: look at it with `lora-hub info {published.reference}`",
         )
     if expected is None:
-        default_memory().check_unchanged(registry.url, published.reference, published.digest)
+        for at in (published.reference, published.exact):
+            default_memory().check_unchanged(registry.url, at, published.digest)
     published.check_identity()
     return pin_of(registry, published)
 

@@ -26,9 +26,10 @@ from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.network import is_offline
 from lora_hub.registry.proof import Evidence, judge
-from lora_hub.registry.push import add_signature, now
+from lora_hub.registry.push import add_signature, now, signatures_over
 from lora_hub.registry.store import default_store
 from lora_hub.registry.terms import Terms, current_terms
+from lora_hub.registry.trust_file import default_trust
 from lora_hub.signing.key_ring import default_key_ring, signing_key
 from lora_hub.signing.keys import Passphrase, PrivateKey, passphrase_from_environment
 from lora_hub.trust import check_can_trust, read_public_key, trust_key
@@ -117,6 +118,9 @@ def sign(
     draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
     manifest = draft if exact == adapter.manifest.reference else publish(draft, reference=exact, created=now())
     bundles = read_bundles(place)
+    keys = {key.fingerprint: key.public for key in default_trust().read().keys}
+    if signatures_over(draft, bundles, keys, source=str(place)) != bundles:
+        raise IntegrityError(f"`{place}` has signatures of something else", hint="remove them, and sign it anew")
     if bundles and manifest != draft:
         raise UsageError(f"`{place}` is signed as {adapter.manifest.reference}", hint="remove its signatures first")
     if bundles and not add:
@@ -191,6 +195,10 @@ def verify(source: PathLike | AdapterRef, *, registry: RegistryLike = None, key:
     if isinstance(named, Path):
         return _verify_directory(named, terms)
     pulled = pulls.pull(named, as_registry(registry), default_store(), terms)
+    if key is not None and not pulled.adapter.signers:
+        raise UntrustedError(
+            f"`{named}` was found by its digest, and no signature was looked at", hint="name its version instead"
+        )
     return Verified(adapter=pulled.adapter, reason=pulled.reason, yanked=pulled.yanked)
 
 

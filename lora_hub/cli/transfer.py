@@ -39,7 +39,9 @@ def push(directory: str, ref: str, registry: str | None, private: bool, key: str
     done = api.push(directory, ref, registry=registry, private=private, key=key, passphrase=ask_passphrase)
     for name in done.left_out:
         say(f"{name} in {directory} is no signature of this version, and was left out")
-    if not done.signers:
+    if not done.is_new and not done.signers:
+        say("it was published without a signature, and a published version never changes")
+    elif not done.signers:
         say(f"it is not signed: `lora-hub key generate {done.reference.org}` makes a key for the next version")
     for pin in done.replaced:
         say(f"your pin of {pin.reference} was {pin.digest}, and is this version now")

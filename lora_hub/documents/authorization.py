@@ -65,6 +65,8 @@ class Decision:
         signers: Those that count.
         by: What speaks for it, if it may be used.
         refusal: The error to raise, if it may not.
+        is_withdrawn: Whether this user's own policy took it back, by its digest or a limit, so that an older version
+            may stand in for it. Which signatures are there is for the registry to choose, and so never a reason.
         is_alarm: Whether a version that was known is another one now, which no older version can stand in for.
     """
 
@@ -73,6 +75,7 @@ class Decision:
     signers: tuple[Signer, ...] = ()
     by: By | None = None
     refusal: LoraHubError | None = None
+    is_withdrawn: bool = False
     is_alarm: bool = False
 
     @property
@@ -96,11 +99,13 @@ def authorize(policy: TrustPolicy, claim: Claim, now: dt.datetime) -> Decision:
     rule = policy.rule(claim.reference.name)
     revoked = _revoked(policy, claim)
     if revoked is not None:
-        return Decision(reason=revoked.message, rule=rule, refusal=revoked)
+        return Decision(reason=revoked.message, rule=rule, refusal=revoked, is_withdrawn=True)
     decision = _vouched(policy, rule, claim, now)
     # Last, since only now what the manifest says is proven.
     limited = _limited(rule, claim) if decision.refusal is None else None
-    return decision if limited is None else Decision(reason=limited.message, rule=rule, refusal=limited)
+    if limited is None:
+        return decision
+    return Decision(reason=limited.message, rule=rule, refusal=limited, is_withdrawn=True)
 
 
 def _vouched(policy: TrustPolicy, rule: Rule | None, claim: Claim, now: dt.datetime) -> Decision:
@@ -114,7 +119,7 @@ def _vouched(policy: TrustPolicy, rule: Rule | None, claim: Claim, now: dt.datet
         return Decision(reason=error.message, rule=rule, refusal=error, is_alarm=True)
     if expected is not None:
         by = By.PIN if claim.named is None else By.DIGEST
-        return Decision(reason=by.value, rule=rule, signers=claim.signers, by=by)
+        return Decision(reason=by.value, rule=rule, by=by)
     if rule is None:
         return _without_rule(claim)
     return _by_rule(policy, rule, claim, now)
@@ -154,6 +159,11 @@ def _limited(rule: Rule | None, claim: Claim) -> LoraHubError | None:
         return None
     manifest = claim.manifest
     version = claim.reference.version or (manifest.reference.version if manifest.reference else None)
+    if version is None and rule.min_version is not None:
+        return PolicyError(
+            f"`{claim.reference}` has no version, the rule for `{rule.scope}` allows at least {rule.min_version}",
+            hint="use a published version, or change the rule in your trust policy",
+        )
     found = [
         ("version", version, rule.min_version, "at least") if version and rule.min_version else None,
         ("r", manifest.lora.r, rule.max_r, "at most") if rule.max_r else None,

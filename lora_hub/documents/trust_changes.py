@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import TypeVar
 
 from lora_hub.documents.signers import Identity, PublicKey
@@ -54,15 +54,15 @@ class Trusting:
         old = rule_of(policy, self.scope)
         rule = old or _wider(policy, self.scope) or Rule(scope=self.scope)
         if self.only:
-            rule = dataclasses.replace(rule, keys=(), identities=(), threshold=1)
+            rule = replace_fields(rule, keys=(), identities=(), threshold=1)
         keys: tuple[Key, ...] = ()
         if isinstance(self.who, Identity):
-            rule = dataclasses.replace(rule, identities=_with(rule.identities, self.who))
+            rule = replace_fields(rule, identities=_with(rule.identities, self.who))
         else:
             known = next((key for key in policy.keys if key.public == self.who), None)
             key = known or Key(name=self._free_name(policy, self.who), public=self.who)
             keys = () if known else (key,)
-            rule = dataclasses.replace(rule, keys=_with(rule.keys, key.name))
+            rule = replace_fields(rule, keys=_with(rule.keys, key.name))
         rule = self._limited(rule)
         if rule == old:
             return Change(added=keys)
@@ -72,7 +72,7 @@ class Trusting:
         signers = len(rule.keys) + len(rule.identities)
         if self.threshold is not None and not 1 <= self.threshold <= signers:
             raise UsageError(f"the rule has {signers} signers, not {self.threshold}", hint="add the others first")
-        return dataclasses.replace(
+        return replace_fields(
             rule,
             threshold=rule.threshold if self.threshold is None else self.threshold,
             min_version=rule.min_version if self.min_version is None else Version.parse(self.min_version),
@@ -107,27 +107,39 @@ def find_key(policy: TrustPolicy, what: str) -> Key:
 
 
 def without(policy: TrustPolicy, what: str) -> Change:
-    """Return the change that removes *what*: the rule of a scope, or a key by its name or fingerprint.
+    """Return the change that removes *what*: the rule of a scope, a key (its name or fingerprint), or an identity.
 
-    With a key goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more than
-    the wider one.
+    With a signer goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more
+    than the wider one.
 
     Raises:
         NotFoundError: There is no such thing.
         PolicyError: A rule would need more signers than are left.
     """
+    if any(identity.identity == what for rule in policy.rules for identity in rule.identities):
+        return _without_signer(policy, lambda rule: replace_fields(rule, identities=_not_called(rule.identities, what)))
     if not is_scope(what):
-        return _without_key(policy, find_key(policy, what))
+        key = find_key(policy, what)
+        return _without_signer(policy, lambda rule: replace_fields(rule, keys=_except(rule.keys, key.name)), key)
     rule = rule_of(policy, what)
     if rule is None:
         raise NotFoundError(f"no rule has the scope `{what}`", hint=_LOOK)
     return Change(removed=(rule,))
 
 
-def _without_key(policy: TrustPolicy, key: Key) -> Change:
-    old = [rule for rule in policy.rules if key.name in rule.keys]
-    new = [dataclasses.replace(rule, keys=tuple(name for name in rule.keys if name != key.name)) for rule in old]
-    kept = dataclasses.replace(policy, rules=tuple(rule for rule in policy.rules if rule not in old))
+def _except(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(other for other in names if other != name)
+
+
+def _not_called(identities: tuple[Identity, ...], name: str) -> tuple[Identity, ...]:
+    return tuple(identity for identity in identities if identity.identity != name)
+
+
+def _without_signer(policy: TrustPolicy, cut: Callable[[Rule], Rule], *keys: Key) -> Change:
+    """Return the change that takes *keys* out, and of every rule what *cut* takes out of it."""
+    old = [rule for rule in policy.rules if cut(rule) != rule]
+    kept = replace_fields(policy, rules=tuple(rule for rule in policy.rules if rule not in old))
+    new = map(cut, old)
     left = [rule for rule in new if (rule.keys or rule.identities) and rule != _wider(kept, rule.scope)]
     for rule in left:
         if rule.threshold > len(rule.keys) + len(rule.identities):
@@ -135,13 +147,13 @@ def _without_key(policy: TrustPolicy, key: Key) -> Change:
                 f"the rule for `{rule.scope}` needs {rule.threshold} signers, and fewer would be left",
                 hint=f"add another one first, or remove the rule: `lora-hub trust remove '{rule.scope}'`",
             )
-    return Change(removed=(key, *old), added=tuple(left))
+    return Change(removed=(*keys, *old), added=tuple(left))
 
 
 def _wider(policy: TrustPolicy, scope: str) -> Rule | None:
     """Return the rule that applies to *scope* while it has none of its own, as one of its own."""
     wider = None if scope == "*" else policy.rule(scope.replace("*", "x"))
-    return wider and dataclasses.replace(wider, scope=scope)
+    return wider and replace_fields(wider, scope=scope)
 
 
 def pinning(policy: TrustPolicy, pins: Iterable[Pin], *, replace: bool) -> Change:

@@ -116,6 +116,8 @@ def _check_entry(entry: LockEntry, registry: Registry, terms: Terms) -> None:
             f"the lock file has the digest {entry.digest} for `{entry.reference}`",
             hint=f"it was changed by hand: run `lora-hub lock {entry.reference}`",
         )
+    if terms.policy.revocation(digest=entry.digest) or terms.project.revocation(digest=entry.digest):
+        raise PolicyError(f"`{entry.reference}`, {entry.digest}, is revoked", hint="lock another version")
     pin = terms.policy.pin(registry.url, entry.exact)
     if pin is not None and pin.digest != entry.digest:
         raise PolicyError(

@@ -10,7 +10,6 @@ from lora_hub.errors import DocumentError, NotFoundError, PolicyError
 from lora_hub.files import check_own_directory, machine_errors, read_file, write_files
 from lora_hub.locked import locked
 from lora_hub.reference import AdapterRef
-from lora_hub.version import Version
 
 
 def default_memory() -> Memory:
@@ -59,8 +58,3 @@ class Memory:
             sight = Sight(digest=known.digest, is_yanked=known.is_yanked or is_yanked)
             content = seen.with_sight(registry_url, reference, sight).to_bytes()
             write_files(self.path.parent, {self.path.name: content}, mode=0o600)
-
-    def newest(self, registry_url: str, reference: AdapterRef) -> Version | None:
-        """Return the newest version that *reference* selects of those that were seen and not yanked."""
-        seen = self.read().versions(registry_url, reference)
-        return max((v for v, sight in seen.items() if reference.selects(v) and not sight.is_yanked), default=None)

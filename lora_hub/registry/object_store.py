@@ -27,11 +27,12 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, SIGNATURE_NAME, further_name, signature_names
+from lora_hub.documents.bundle import MAX_BUNDLE, MAX_SIGNATURES, SIGNATURE_NAME, Bundle, further_name, signature_names
 from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, PAYLOAD_NAMES, VERSION_FILES, Manifest, differs
-from lora_hub.documents.statement import YANKED, is_yank_name
+from lora_hub.documents.statement import YANKED, SignedFiles, is_yank_name
 from lora_hub.errors import (
+    IntegrityError,
     MalformedError,
     NotFoundError,
     RegistryError,
@@ -49,6 +50,7 @@ _WEB = {"http", "https"}
 _CLAIMS = ".claims"  # no org starts with a dot
 _RANGE = 16 * 1024 * 1024  # bytes of one read
 _ATTEMPTS = 4
+_NOBODY = ""  # who signs nothing that counts
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _CREATES = ("s3", "gs", "memory")  # the protocols with which an object can be created only where there is none
 _AT_IS_NO_LOGIN = {"github", "abfs", "abfss"}  # github://org:repo@branch, abfs://container@account
@@ -126,7 +128,7 @@ class ObjectStoreRegistry:
                 self._check_same(agreed, mine, reference)
                 for name in PAYLOAD_NAMES:
                     self._fs.pipe_file(f"{folder}/{name}", bytes(files[name]))
-                self._add_signatures(folder, sign(agreed))
+                self._add_signatures(folder, agreed, sign(agreed))
                 is_new = self._create(manifest, agreed)
                 if not is_new and self._size(manifest) is None:
                     raise RegistryError(f"`{self._url}` is busy with `{reference}`", hint="push the same again")
@@ -134,11 +136,29 @@ class ObjectStoreRegistry:
                 self._fs.rm_file(claim)
         return Publication(is_new=is_new and agreed == mine)
 
-    def _add_signatures(self, folder: str, bundles: Mapping[str, Bytes]) -> None:
-        """Write *bundles*; where another publisher of the same content wrote one of that name, that stays as well."""
+    def _add_signatures(self, folder: str, agreed: bytes, bundles: Mapping[str, Bytes]) -> None:
+        """Write *bundles*, beside those that others wrote over the *agreed* manifest; what is over another one goes."""
+        there: dict[str, str | None] = {}
+        for name in signature_names(self._list(folder)):
+            hint = self._signer_of(f"{folder}/{name}", agreed)
+            if hint == _NOBODY:
+                self._fs.rm_file(f"{folder}/{name}")
+            else:
+                there[name] = hint
         for name, content in bundles.items():
-            if not self._create(f"{folder}/{name}", bytes(content)):
-                self._create(f"{folder}/{further_name(sha256(content))}", bytes(content))
+            hint = Bundle.parse(content).hint
+            if hint is None or hint not in there.values():
+                free = name if name not in there else further_name(sha256(content))
+                self._create(f"{folder}/{free}", bytes(content))
+
+    def _signer_of(self, path: str, agreed: bytes) -> str | None:
+        """Return the fingerprint that the bundle at *path* names, or `_NOBODY` if it does not sign *agreed*."""
+        try:
+            bundle = Bundle.parse(self._read_small(path))
+            is_over = SignedFiles.parse(bundle.payload).digests[MANIFEST_NAME] == sha256(agreed)
+        except (MalformedError, IntegrityError):
+            return _NOBODY
+        return bundle.hint if is_over else _NOBODY
 
     def yanks(self, reference: AdapterRef, listing: Listing) -> list[Bytes]:  # noqa: ARG002 - one look is enough
         """Return the bundles that are said to yank the exact version *reference*."""

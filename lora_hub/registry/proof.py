@@ -75,21 +75,30 @@ def judge(
         is_remote=evidence.is_remote,
         reference=evidence.reference,
         digest=evidence.digest,
-        manifest=_manifest(evidence, must_be_one=is_pinned or bool(examined.signers)),
+        manifest=_manifest(evidence, examined, is_pinned=is_pinned),
         named=named,
         signers=_once(examined.signers),
         strangers=_once(examined.strangers),
         is_directory=evidence.is_directory,
     )
-    policy = replace(policy, revoked=(*policy.revoked, *project.revoked))
     decision = authorize(policy, claim, now)
     if decision.refusal is not None and files:
         # It is refused: only now is anything that a stranger signed looked at, to say how they could be trusted.
         decision = authorize(policy, _introduced(claim, files, examined), now)
     if decision.refusal is None:
-        narrowed = narrow(project, claim, now)
-        decision = decision if narrowed.refusal is None else narrowed
+        decision = _narrowed(decision, policy, project, claim, now)
     return Verdict(decision=decision, bundles={file: files[file] for file in examined.signers})
+
+
+def _narrowed(
+    decision: Decision, policy: TrustPolicy, project: TrustPolicy, claim: Claim, now: dt.datetime
+) -> Decision:
+    """Return *decision*, or the refusal of the project: what it revokes does not count, and its own rules hold too."""
+    revoking = replace(policy, revoked=(*policy.revoked, *project.revoked))
+    for narrower in (authorize(revoking, claim, now), narrow(project, claim, now)):
+        if narrower.refusal is not None:
+            return replace(narrower, is_withdrawn=False)  # the user did not take it back
+    return decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +126,24 @@ def _examine(evidence: Evidence, files: Mapping[str, Bytes], policies: Iterable[
     return _Examined(signers=signers, strangers=strangers)
 
 
-def _manifest(evidence: Evidence, *, must_be_one: bool) -> Manifest | None:
-    """Return the manifest; None if it is none, and nobody vouches for it anyhow."""
+def _manifest(evidence: Evidence, examined: _Examined, *, is_pinned: bool) -> Manifest | None:
+    """Return the manifest; None if it is none, and nobody vouches for it anyhow.
+
+    Raises:
+        IntegrityError: What was signed has no name, so that it could be served under any.
+    """
     try:
-        return evidence.manifest()
+        manifest = evidence.manifest()
     except MalformedError:
-        if must_be_one:
+        if is_pinned or examined.signers:
             raise
         return None
+    if examined.signers and manifest.reference is None:
+        raise IntegrityError(
+            f"what was signed of `{evidence.source}` is a draft: it has no name and no version",
+            hint="ask its publisher to publish it with `lora-hub push`, which signs both",
+        )
+    return manifest
 
 
 def _once(signers: Mapping[str, Signer]) -> tuple[Signer, ...]:

@@ -92,7 +92,7 @@ def find_in_store(
         with contextlib.suppress(NotFoundError, *([] if is_last_word else [UntrustedError])):
             adapter = store.read(digest)
             named = adapter.manifest.reference
-            if named is not None and (named.name != exact.name or exact.version not in {None, named.version}):
+            if named is not None and not _is_meant(named, exact):
                 raise IntegrityError(
                     f"`{digest}` is {named}, not `{exact}`", hint="check the digest that was asked for"
                 )
@@ -100,7 +100,7 @@ def find_in_store(
             verdict.decision.require()
             pin = terms.policy.pin(registry.url, exact)
             return Pulled(
-                reference=named if named is not None and exact.digest else exact,
+                reference=named if named is not None and exact.commit is None else exact,
                 digest=digest,
                 path=store.path(digest),
                 adapter=dataclasses.replace(adapter, signers=verdict.decision.signers),
@@ -108,9 +108,15 @@ def find_in_store(
                 reason=verdict.decision.reason,
                 skipped=known[0][0] if (exact, digest) != known[0] else None,
                 skipped_because="it is not in the store, and the network is not to be used",
-                yanked=_seen_yanked(exact, registry, terms),
+                yanked=_seen_yanked(named or exact, registry, terms),
             )
     return None
+
+
+def _is_meant(named: AdapterRef, wanted: AdapterRef) -> bool:
+    """Whether *wanted* can mean the version *named*; a digest and a commit say themselves what they mean."""
+    is_selected = wanted.digest is not None or wanted.commit is not None or wanted.selector is None
+    return named.name == wanted.name and (is_selected or (named.version is not None and wanted.selects(named.version)))
 
 
 def _seen_yanked(exact: AdapterRef, registry: Registry, terms: Terms) -> str | None:
@@ -178,7 +184,9 @@ def bring(choice: Choice, registry: Registry, store: Store, terms: Terms) -> Pul
         adapter = _fetch(published, verdict.bundles, store, terms)
     # What only this caller vouched for is no version that others are to be kept from going below.
     if verdict.decision.by is not By.DIGEST and not terms.is_strict:
-        terms.memory.remember(registry.url, published.exact, published.digest)
+        # A pin is about this place; what an unsigned manifest says that it is proves nothing.
+        at = published.reference if verdict.decision.by is By.PIN else published.exact
+        terms.memory.remember(registry.url, at, published.digest)
     return Pulled(
         reference=published.reference,
         digest=adapter.digest,

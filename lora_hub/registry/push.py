@@ -6,13 +6,16 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub.adapter_directory import read_bundles, read_with_files
+from lora_hub.documents.authorization import counted
 from lora_hub.documents.bundle import MAX_SIGNATURES, SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
+from lora_hub.documents.signers import PublicKey, Signer
 from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_entries import Pin
 from lora_hub.documents.verified_adapter import manifest_digest
@@ -20,6 +23,7 @@ from lora_hub.errors import (
     IntegrityError,
     MalformedError,
     NotFoundError,
+    PolicyError,
     RegistryError,
     UsageError,
     VersionConflictError,
@@ -28,6 +32,7 @@ from lora_hub.files import read_file
 from lora_hub.reference import AdapterRef, exact_version
 from lora_hub.registry.find import find
 from lora_hub.registry.journal import Journal
+from lora_hub.registry.proof import carried_key, prove
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
 from lora_hub.registry.store import Store
@@ -113,7 +118,11 @@ def push(
         VersionConflictError: The version exists with other content.
     """
     exact_version(reference)
-    prepared = _prepare(directory, reference)
+    policy = trust.read()
+    if key is not None and policy.revocation(key=key.public.fingerprint) is not None:
+        raise PolicyError(f"your policy revokes the key {key.public.fingerprint}", hint="sign with another one")
+    known = {k.fingerprint: k.public for k in policy.keys} | ({key.public.fingerprint: key.public} if key else {})
+    prepared = _prepare(directory, reference, known)
     if not registry.is_remote:
         return _publish(reference, registry, prepared, prepared.manifest, key)
     trust.check_can_be_extended()
@@ -135,8 +144,10 @@ def _is_trusted(trust: TrustFile, pushed: Pushed) -> bool:
     """Whether a rule trusts who signed it, so that it needs no pin."""
     policy = trust.read()
     rule = policy.rule(pushed.reference.name)
-    signing = {key.fingerprint for key in policy.keys_of(rule)} & set(pushed.signers) if rule else set()
-    return rule is not None and len(signing) >= rule.threshold and policy.pin(pushed.registry, pushed.reference) is None
+    if rule is None or policy.pin(pushed.registry, pushed.reference) is not None:
+        return False
+    counting, _ = counted(policy, rule, map(Signer, pushed.signers), dt.datetime.now(dt.UTC))
+    return len(counting) >= rule.threshold
 
 
 def _pin(pushed: Pushed) -> Pin:
@@ -144,13 +155,13 @@ def _pin(pushed: Pushed) -> Pin:
     return Pin(registry=pushed.registry, name=name, version=version, commit=pushed.commit, digest=pushed.digest)
 
 
-def _prepare(directory: Path, reference: AdapterRef) -> _Prepared:
+def _prepare(directory: Path, reference: AdapterRef, known: Mapping[str, PublicKey]) -> _Prepared:
     """Return the files in *directory*, proven, and the manifest bytes under which they are to be published."""
     adapter, files = read_with_files(directory)
     draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
     is_final = adapter.manifest.reference == reference
     bundles = read_bundles(directory)
-    signed = {name: content for name, content in bundles.items() if is_final and _is_over(content, draft, directory)}
+    signed = signatures_over(draft, bundles, known, source=str(directory)) if is_final else {}
     manifest = draft if signed else publish(draft, reference=reference, created=now())
     Manifest.parse(manifest)  # what nobody could read again is not published for good
     with contextlib.suppress(NotFoundError):
@@ -159,14 +170,29 @@ def _prepare(directory: Path, reference: AdapterRef) -> _Prepared:
     return _Prepared(files=files, manifest=manifest, bundles=signed, left_out=left_out)
 
 
-def _is_over(bundle: Bytes, manifest: bytes, directory: Path) -> bool:
-    """Whether *bundle* says that it signs *manifest*; that it truly does is for those to verify who have the key."""
+def signatures_over(
+    manifest: bytes, bundles: Mapping[str, Bytes], known: Mapping[str, PublicKey], *, source: str
+) -> dict[str, Bytes]:
+    """Return those of *bundles* that sign *manifest*; a broken one would burn the version for all who trust its key.
+
+    Raises:
+        IntegrityError: A signature is not the one of its key, as far as that is *known* or brought along.
+        DocumentError: One is no bundle.
+    """
     digest, parsed = manifest_digest(manifest), Manifest.parse(manifest)
-    try:
-        SignedFiles.parse(Bundle.parse(bundle).payload).check(digest, lambda: parsed, source=str(directory))
-    except IntegrityError:
-        return False
-    return True
+    over = {}
+    for name, content in bundles.items():
+        try:
+            bundle = Bundle.parse(content)
+            carried = carried_key(content)
+            if bundle.hint in known and carried is None:
+                prove(content, known, ())
+        except (MalformedError, IntegrityError) as error:
+            raise error.within(f"`{name}` of `{source}`") from error
+        with contextlib.suppress(IntegrityError):  # then it is of another version
+            SignedFiles.parse(bundle.payload).check(digest, lambda: parsed, source=source)
+            over[name] = content
+    return over
 
 
 def _publish(

@@ -85,6 +85,7 @@ class _Resolution:
     terms: Terms
     expected: str | None
     refusals: dict[AdapterRef, LoraHubError] = field(default_factory=dict)
+    withdrawn: set[AdapterRef] = field(default_factory=set)
 
     def choose(self) -> Choice:
         reference, registry = self.reference, self.registry
@@ -124,11 +125,7 @@ class _Resolution:
             if verdict.decision.is_alarm:
                 return Choice(published=published, verdict=verdict)
             yanked = self._yanked(published, verdict, listing) if verdict.decision.refusal is None else None
-            refusal = verdict.decision.refusal
-            if yanked is not None and not verdict.decision.is_pinned:
-                refusal = PolicyError(
-                    f"`{place[0]}` was yanked: {yanked}", hint="name it exactly if you must have it all the same"
-                )
+            refusal = verdict.decision.refusal or self._not_meant(published, verdict, yanked)
             if refusal is None:
                 newer = places[0][0] if place != places[0] else None
                 because = self.refusals[newer].message if newer in self.refusals else "it is not pinned"
@@ -136,11 +133,25 @@ class _Resolution:
                     published=published, verdict=verdict, skipped=newer, skipped_because=because, yanked=yanked
                 )
             self.refusals[place[0]] = refusal
+            if verdict.decision.is_withdrawn or yanked is not None:
+                self.withdrawn.add(place[0])
             refused = refused or Choice(published=published, verdict=_refused(verdict, refusal))
         if refused is None and places:
             published = self._look_up(places[0])
             refused = Choice(published=published, verdict=self._judge(published))
         return refused
+
+    def _not_meant(self, published: Published, verdict: Verdict, yanked: str | None) -> LoraHubError | None:
+        """Return why a floating reference does not mean *published*, though it may be used."""
+        exact = published.exact
+        if exact.version is not None and not self.reference.selects(exact.version):
+            return PolicyError(
+                f"the newest commit of `{exact.name}` is `{exact}`, which `{self.reference}` does not mean",
+                hint="name it exactly if you want it",
+            )
+        if yanked is not None and not verdict.decision.is_pinned:
+            return PolicyError(f"`{exact}` was yanked: {yanked}", hint="name it exactly if you must have it")
+        return None
 
     def _may_be_trusted(self, exact: AdapterRef) -> bool:
         policy, url = self.terms.policy, self.registry.url
@@ -153,8 +164,8 @@ class _Resolution:
         for version in sorted(known, reverse=True) if self.expected is None else ():
             exact = self.reference.at(version)
             refusal = self.refusals.get(exact)
-            if isinstance(refusal, PolicyError) or not self._may_be_trusted(exact):
-                continue  # yanked, revoked, or not trusted any more: that is how it was meant
+            if exact in self.withdrawn or not self._may_be_trusted(exact):
+                continue  # by its publisher or by this user: that is how it was meant
             digest = self._known_digest(exact)
             if version not in listing.versions:
                 error = NotFoundError(f"`{self.registry.url}` has no `{exact}`", hint="ask its publisher")
@@ -205,8 +216,9 @@ class _Resolution:
         signers = {signer for signer, _ in statements}
         if rule is not None and len(counted(self.terms.policy, rule, signers, self.terms.now)[0]) < rule.threshold:
             statements = []
-        if statements:
+        if statements and not self.terms.is_strict:
             memory.remember(url, exact, published.digest, is_yanked=True)
+        if statements:
             return printable(statements[0][1].reason or "no reason was given")
         return LAST_SEEN if sight is not None and sight.is_yanked else None
 

@@ -24,7 +24,8 @@ from types import MappingProxyType
 
 from lora_hub import places
 from lora_hub.adapter_directory import read_bundles, read_manifest, read_with_files
-from lora_hub.documents.fields import Bytes, printable
+from lora_hub.documents.bundle import further_name
+from lora_hub.documents.fields import Bytes, printable, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import (
@@ -147,7 +148,11 @@ class Store:
     def add_bundles(self, digest: str, bundles: Mapping[str, Bytes]) -> None:
         """Keep signatures, verified ones, beside the adapter with *digest*, which is here."""
         kept = self.bundles(digest) if bundles else {}
-        new = {name: content for name, content in bundles.items() if kept.get(name) != content}
+        new = {
+            further_name(sha256(content)) if name in kept else name: content
+            for name, content in bundles.items()
+            if content not in kept.values()
+        }
         if new:
             with machine_errors():
                 write_files(self.path(digest), new, mode=0o600)

@@ -29,7 +29,7 @@ def default_trust() -> TrustFile:
 def project_policy() -> TrustPolicy:
     """Return the policy of the project in the working directory; it belongs to whoever wrote the project."""
     try:
-        return TrustPolicy.parse(bytes(read_file(Path(PROJECT_FILE), limit=_MAX_PROJECT)))
+        return _parse(Path(PROJECT_FILE), bytes(read_file(Path(PROJECT_FILE), limit=_MAX_PROJECT)))
     except NotFoundError:
         return TrustPolicy()
 
@@ -42,7 +42,7 @@ class TrustFile:
 
     def read(self) -> TrustPolicy:
         """Return the policy; an empty one, which trusts nobody, if there is no file."""
-        return TrustPolicy.parse(self._content())
+        return _parse(self.path, self._content())
 
     def change(self, decide: Callable[[TrustPolicy], Change]) -> Change:
         """Make the change that *decide* makes of the policy as it is, all of it or nothing, and return it.
@@ -52,7 +52,7 @@ class TrustFile:
         """
         with locked(self.path):
             content = self._content()
-            change = decide(TrustPolicy.parse(content))
+            change = decide(_parse(self.path, content))
             if change.removed or change.added:
                 text = self._changed(content.decode(), change)
                 with machine_errors():
@@ -62,7 +62,7 @@ class TrustFile:
     def check(self, decide: Callable[[TrustPolicy], Change]) -> None:
         """Raise what `change` would raise, and change nothing."""
         content = self._content()
-        self._changed(content.decode(), decide(TrustPolicy.parse(content)))
+        self._changed(content.decode(), decide(_parse(self.path, content)))
 
     def add(self, pins: Iterable[Pin], *, replace: bool = False) -> list[Pin]:
         """Add *pins*, all of them or none, and return those that they replaced.
@@ -122,6 +122,13 @@ class TrustFile:
             if _is_left(entry, left, change):
                 raise PolicyError(f"{entry.label} in `{self.path}` was written by hand", hint="change it there by hand")
         return text
+
+
+def _parse(path: Path, content: bytes) -> TrustPolicy:
+    try:
+        return TrustPolicy.parse(content)
+    except DocumentError as error:
+        raise error.within(f"`{path}`") from error
 
 
 def _is_left(removed: Entry, left: Iterable[Entry], change: Change) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lora_hub.signing.keys import MAX_KEY, Passphrase, PrivateKey, passphrase_fr
 VARIABLE = "LORA_HUB_KEY"
 _PRIVATE, _PUBLIC = ".key", ".pub"
 _BEGIN = "-----BEGIN"
+_HALF = re.compile(r"\..+\.(?:key|pub)\.[0-9a-f]{32}", re.ASCII)
 _STALE = 3600  # seconds after which what is half-written belongs to nobody
 
 
@@ -77,7 +79,7 @@ class KeyRing:
     def _sweep(self) -> None:
         """Remove what killed processes left behind, which may be a key."""
         with machine_errors():
-            halves = (path for path in self._directory.glob(".*") if path.suffix != ".lock")
+            halves = [path for path in self._directory.glob(".*") if _HALF.fullmatch(path.name) and path.is_file()]
             remove_old(halves, older_than=_STALE)
 
     def public(self, name: str) -> PublicKey:

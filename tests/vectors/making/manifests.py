@@ -129,7 +129,7 @@ def _is_of_another_adapter() -> Iterator[tuple[str, Case]]:
     yield "version_is_newer", refused(6, tampered, said(version="1.0.1"))
     yield "version_is_a_prerelease", refused(6, tampered, said(version="1.0.0-rc.1"))
     draft = saying(lambda d: [d.pop(key) for key in ("name", "version", "created")])
-    yield "manifest_is_a_draft", refused(6, tampered, draft)
+    yield "manifest_is_a_draft", refused(6, "is a draft", draft)
     yield "sha256_is_another", refused(6, "sha256", of_weights(sha256="0" * 64))
     yield "size_is_another", refused(6, "bytes", of_weights(size=1))
 
