@@ -50,8 +50,9 @@ def check_plugins() -> None:
 
 
 def check_push_and_pull(directory: Path) -> None:
-    """An adapter is published, pulled, described and verified without torch."""
+    """An adapter is signed, published, pulled, described and verified without torch."""
     adapter = adapter_files().write(directory / "adapter")
+    key = json.loads(lora_hub("key", "generate", "org", "--json"))
     pushed = json.loads(lora_hub("push", adapter, "org/task@1.0.0", "--json"))
     (pulled,) = json.loads(lora_hub("pull", "org/task", "--json"))
     info = json.loads(lora_hub("info", "org/task@1.0.0", "--json"))
@@ -61,6 +62,8 @@ def check_push_and_pull(directory: Path) -> None:
     assert (Path(pulled["path"]) / "adapter_config.json").is_file(), pulled
     assert (info["r"], info["targets"]) == (2, ["q_proj", "v_proj"]), info
     assert verified == {"checked": 1, "broken": []}, verified
+    assert pulled["signers"] == [f"key {key['org']}"], pulled
+    assert lora_hub("verify", "org/task").startswith("org/task@1.0.0  "), "`verify` does not say what it verified"
 
 
 def check_that_the_hub_is_known() -> None:
