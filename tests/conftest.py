@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from loopback_hub import LoopbackHub
@@ -23,6 +24,17 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return directory
+
+
+@pytest.fixture
+def become(monkeypatch, tmp_path):
+    """Be somebody else from now on, who has a home of their own, and return that."""
+
+    def become(name: str) -> Path:
+        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
+        return tmp_path / name
+
+    return become
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ COMPLETION = "_LORA_HUB_COMPLETE"  # how a shell asks for completions; click's c
 )
 @click.version_option(__version__, prog_name="lora-hub")
 def cli() -> None:
-    """Version, verify and ship LoRA adapters. What PEFT trains, lora-hub ships."""
+    """Version, sign, verify and ship LoRA adapters. What PEFT trains, lora-hub ships."""
 
 
 for command in (

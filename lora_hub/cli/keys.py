@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def key() -> None:
-    """Make and show the keys with which you sign: one for each organisation whose adapters you publish."""
+    """Make and show your signing keys: one for each organisation whose adapters you publish."""
 
 
 @key.command()

@@ -35,9 +35,10 @@ def sign(directory: str, ref: str | None, add: bool, key: str | None, sigstore: 
 @click.option("--key", metavar="FILE", help="The public key that must have signed; by default your policy decides.")
 @json_option
 def verify(source: str, registry: str | None, key: str | None, as_json: bool) -> None:
-    """Verify signature, manifest and every byte of an adapter, a directory as strictly as what comes from a stranger.
+    """Verify signature, manifest and every byte of DIR or REF.
 
-    Ends with 0 only if somebody whom your trust policy names for it has signed it, or its digest is pinned or named.
+    A directory is verified as strictly as what comes from a stranger. Ends with 0 only if somebody whom your trust policy
+    names for it has signed it, or its digest is pinned or named.
     """
     from lora_hub import vouch
 
@@ -62,9 +63,10 @@ def verify(source: str, registry: str | None, key: str | None, as_json: bool) ->
 @key_option
 @json_option
 def yank(ref: str, reason: str, registry: str | None, key: str | None, as_json: bool) -> None:
-    """Ask, signed, that nobody starts to use the exact version REF: org/task and ranges never mean it any more.
+    """Take back REF, an exact version, by a signed statement.
 
-    Whoever pinned or locked it goes on, with a warning. A published version is never removed or changed.
+    Nobody starts to use it any more: org/task and ranges never mean it. Whoever pinned or locked it goes on, with a
+    warning. A published version is never removed or changed.
     """
     from lora_hub import vouch
 

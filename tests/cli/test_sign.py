@@ -31,17 +31,6 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def become(monkeypatch, tmp_path):
-    """Be somebody else from now on, who has a home of their own."""
-
-    def become(name: str) -> Path:
-        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    return become
-
-
-@pytest.fixture
 def key(cli, become) -> str:
     """The fingerprint of the key of alice, who one is from now on."""
     become("alice")

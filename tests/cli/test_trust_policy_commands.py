@@ -39,17 +39,6 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def become(monkeypatch, tmp_path):
-    """Be somebody else from now on, who has a home of their own."""
-
-    def become(name: str) -> Path:
-        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    return become
-
-
-@pytest.fixture
 def public(become, monkeypatch):
     """Return the file of the public key of somebody, whose private key signs for `org`; one stays who one is."""
 

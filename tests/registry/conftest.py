@@ -3,14 +3,18 @@
 import pytest
 from adapter_files import AdapterFiles, adapter_files
 from object_stores import memory_registry, s3, s3_registry, s3_server  # noqa: F401 - fixtures
+from tampering import Place, place_of
 
+from lora_hub import vouch
 from lora_hub.documents.fields import sha256
+from lora_hub.documents.signers import PublicKey
 from lora_hub.reference import AdapterRef
 from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.hub import HubRegistry
 from lora_hub.registry.memory import Memory
+from lora_hub.registry.network import Retry
 from lora_hub.registry.pull import Pulled
 from lora_hub.registry.push import Pushed
 from lora_hub.registry.registry import Registry
@@ -103,3 +107,28 @@ def pull(store, trust, memory):
         return pulls.pull(AdapterRef.parse(reference), registry, into, terms, **options)
 
     return pull
+
+
+@pytest.fixture
+def place(registry, request) -> Place:
+    """What lies in the registry, for an attacker."""
+    return place_of(registry, request)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The network may be used, and whoever tries again waits for a moment only."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("lora_hub.registry.network.RETRY", Retry(tries=3, first=0.01, longest=0.02))
+    monkeypatch.setattr("lora_hub.registry.hub.RACES", Retry(tries=6, first=0.01, longest=0.02))
+
+
+@pytest.fixture
+def key_of(become):
+    """Be somebody who has a key for `org`, and return its public half."""
+
+    def key_of(name: str) -> PublicKey:
+        ring = become(name) / "keys"
+        return vouch.public_key("org") if ring.exists() else vouch.generate_key("org")
+
+    return key_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from adapter_files import MANIFEST_NAME, WEIGHTS_NAME, adapter_files
-from tampering import Place, place_of
+from tampering import Place
 
 from lora_hub import api, look, vouch
 from lora_hub import trust as trusts
@@ -20,37 +20,13 @@ from lora_hub.documents.signers import PublicKey
 from lora_hub.errors import DocumentError, LoraHubError, PolicyError, UntrustedError
 from lora_hub.registry.directory import DirectoryRegistry
 from lora_hub.registry.memory import default_memory
-from lora_hub.registry.network import Retry
 from lora_hub.registry.registry import Registry
 
 OLD, NEW = "org/task@1.0.0", "org/task@1.1.0"
 OVER_XET = "hub_over_xet"
 FLOATING = ["org/task", "org/task@1", "org/task@^1.0"]
 
-
-@pytest.fixture
-def place(registry, request) -> Place:
-    """What lies in the registry."""
-    return place_of(registry, request)
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """The network may be used, and whoever tries again waits for a moment only."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("lora_hub.registry.network.RETRY", Retry(tries=3, first=0.01, longest=0.02))
-    monkeypatch.setattr("lora_hub.registry.hub.RACES", Retry(tries=6, first=0.01, longest=0.02))
-
-
-@pytest.fixture
-def become(monkeypatch, tmp_path):
-    """Be somebody else from now on, who has a home of their own, and return that."""
-
-    def become(name: str) -> Path:
-        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    return become
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

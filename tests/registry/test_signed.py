@@ -12,7 +12,7 @@ from adapter_files import MANIFEST_NAME, adapter_files
 from hypothesis import given
 from hypothesis import strategies as st
 from publishers import environment, race
-from tampering import Place, place_of
+from tampering import Place
 
 from lora_hub import api, vouch
 from lora_hub import trust as trusts
@@ -36,7 +36,6 @@ from lora_hub.errors import (
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.find import find
 from lora_hub.registry.lock import read_lock
-from lora_hub.registry.network import Retry
 from lora_hub.registry.object_store import ObjectStoreRegistry
 from lora_hub.registry.proof import Evidence, judge, prove
 from lora_hub.registry.push import signer_of
@@ -49,41 +48,7 @@ REF = "org/task@1.0.0"
 OVER_XET = "hub_over_xet"
 OBJECT_STORES = ["memory_registry", "s3_registry"]
 
-
-@pytest.fixture
-def place(registry, request) -> Place:
-    """What lies in the registry."""
-    return place_of(registry, request)
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """The network may be used, and whoever tries again waits for a moment only."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("lora_hub.registry.network.RETRY", Retry(tries=3, first=0.01, longest=0.02))
-    monkeypatch.setattr("lora_hub.registry.hub.RACES", Retry(tries=6, first=0.01, longest=0.02))
-
-
-@pytest.fixture
-def become(monkeypatch, tmp_path):
-    """Be somebody else from now on, who has a home of their own, and return that."""
-
-    def become(name: str) -> Path:
-        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    return become
-
-
-@pytest.fixture
-def key_of(become):
-    """Be somebody who has a key for `org`, and return its public half."""
-
-    def key_of(name: str) -> PublicKey:
-        ring = become(name) / "keys"
-        return vouch.public_key("org") if ring.exists() else vouch.generate_key("org")
-
-    return key_of
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from adapter_files import adapter_files
-from tampering import Place, place_of
 
 from lora_hub import api, vouch
 from lora_hub import trust as trusts
@@ -35,41 +34,7 @@ OVER_XET = "hub_over_xet"
 FLOATING = ["org/task", "org/task@1", "org/task@^1.0"]
 NOTHING = f"sha256:{'0' * 64}"
 
-
-@pytest.fixture
-def place(registry, request) -> Place:
-    """What lies in the registry."""
-    return place_of(registry, request)
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """The network may be used, and whoever tries again waits for a moment only."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("lora_hub.registry.network.RETRY", Retry(tries=3, first=0.01, longest=0.02))
-    monkeypatch.setattr("lora_hub.registry.hub.RACES", Retry(tries=6, first=0.01, longest=0.02))
-
-
-@pytest.fixture
-def become(monkeypatch, tmp_path):
-    """Be somebody else from now on, who has a home of their own, and return that."""
-
-    def become(name: str) -> Path:
-        monkeypatch.setenv("LORA_HUB_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    return become
-
-
-@pytest.fixture
-def key_of(become):
-    """Be somebody who has a key for `org`, and return its public half."""
-
-    def key_of(name: str) -> PublicKey:
-        ring = become(name) / "keys"
-        return vouch.public_key("org") if ring.exists() else vouch.generate_key("org")
-
-    return key_of
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
