@@ -37,8 +37,8 @@ def sign(directory: str, ref: str | None, add: bool, key: str | None, sigstore: 
 def verify(source: str, registry: str | None, key: str | None, as_json: bool) -> None:
     """Verify signature, manifest and every byte of DIR or REF.
 
-    A directory is verified as strictly as what comes from a stranger. Ends with 0 only if somebody whom your trust policy
-    names for it has signed it, or its digest is pinned or named.
+    A directory is verified as strictly as what comes from a stranger. Ends with 0 only if somebody whom your trust
+    policy names for it has signed it, or its digest is pinned or named.
     """
     from lora_hub import vouch
 
