@@ -41,12 +41,12 @@ def read_with_files(directory: Path, *, is_own: bool = False) -> tuple[VerifiedA
         IntegrityError: A file is not the one that the manifest describes.
         MalformedError: A document or a tensor is malformed.
     """
-    files, hashed = _read_files(directory, is_own=is_own)
+    files, hashed = read_files(directory, is_own=is_own)
     return verify(files, source=str(directory), hashed=hashed), files
 
 
-def _read_files(directory: Path, *, is_own: bool) -> tuple[dict[str, Bytes], tuple[FileEntry, ...]]:
-    """Return the files of the adapter in *directory*, each read once, and what the payload was found to be.
+def read_files(directory: Path, *, is_own: bool = False) -> tuple[dict[str, Bytes], tuple[FileEntry, ...]]:
+    """Return the files of the adapter in *directory*, each read once, and what the payload was found to be, unproven.
 
     Where there is a manifest, it says how large the others are: no memory is taken for what cannot match.
     """

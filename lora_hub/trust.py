@@ -15,7 +15,7 @@ from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.fields import is_sha256, printable
 from lora_hub.documents.signers import MAX_PEM, Identity, PublicKey
 from lora_hub.documents.trust_changes import Change, Trusting, find_key, rule_of, without
-from lora_hub.documents.trust_entries import Key, Pin, Revocation, Rule
+from lora_hub.documents.trust_entries import Entry, Pin, Revocation, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import InvalidReferenceError, NotFoundError, PolicyError, UsageError
 from lora_hub.files import read_file
@@ -84,6 +84,10 @@ def trust_key(
         threshold: How many signers of the rule must have signed.
         min_version: No version below it is accepted.
         only: Whether nobody else may sign for this scope any more.
+
+    Raises:
+        UsageError: *scope*, *name* or *threshold* is none, or another key has that name.
+        PolicyError: The rule that must change was written by hand.
     """
     trusting = Trusting(who=key, scope=scope, name=name, threshold=threshold, min_version=min_version, only=only)
     return _trust(trusting)
@@ -116,7 +120,7 @@ def _trust(trusting: Trusting) -> Rule:
     return rule
 
 
-def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | Pin | Revocation, ...]:
+def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Entry, ...]:
     """Remove *what* from the policy, and return what was removed: a pin, the rule of a scope, a key or an identity.
 
     With a signer goes its place in every rule, and a rule that nobody is left to sign for, or that then says no more
@@ -135,7 +139,11 @@ def untrust(what: str, *, registry: RegistryLike = None) -> tuple[Key | Rule | P
 
 
 def revoke(what: str, *, reason: str | None = None) -> Revocation:
-    """Refuse a key (its name, fingerprint or file) or a version (its digest) from now on, whatever speaks for it."""
+    """Refuse a key (its name, fingerprint or file) or a version (its digest) from now on, whatever speaks for it.
+
+    Raises:
+        NotFoundError: The policy has no key of that name, and there is no such file.
+    """
 
     def revocation(policy: TrustPolicy) -> Revocation:
         if is_digest(what):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_hub import reference as references
-from lora_hub.adapter_directory import read_adapter, read_bundles, read_manifest, read_with_files
+from lora_hub.adapter_directory import read_bundles, read_files, read_with_files
 from lora_hub.documents.bundle import SIGNATURE_NAME, further_name
 from lora_hub.documents.fields import Bytes, sha256
 from lora_hub.documents.manifest import MANIFEST_NAME, Manifest, publish
@@ -18,7 +17,8 @@ from lora_hub.documents.statement import SignedFiles, Yank, yank_name
 from lora_hub.documents.trust_entries import Key, Rule, is_scope
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
-from lora_hub.errors import DocumentError, IntegrityError, NotFoundError, RegistryError, UntrustedError, UsageError
+from lora_hub.documents.verified_adapter import verify as verify_files
+from lora_hub.errors import DocumentError, IntegrityError, RegistryError, UntrustedError, UsageError
 from lora_hub.files import machine_errors, write_files
 from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, exact_version
 from lora_hub.registry import pull as pulls
@@ -26,7 +26,8 @@ from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.network import is_offline
 from lora_hub.registry.proof import Evidence, judge
-from lora_hub.registry.push import add_signature, now, signatures_over
+from lora_hub.registry.push import now
+from lora_hub.registry.signatures import add_signature, signatures_over
 from lora_hub.registry.store import default_store
 from lora_hub.registry.terms import Terms, current_terms
 from lora_hub.registry.trust_file import default_trust
@@ -118,8 +119,7 @@ def sign(
     draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
     manifest = draft if exact == adapter.manifest.reference else publish(draft, reference=exact, created=now())
     bundles = read_bundles(place)
-    keys = {key.fingerprint: key.public for key in default_trust().read().keys}
-    if signatures_over(draft, bundles, keys, source=str(place)) != bundles:
+    if signatures_over(draft, bundles, default_trust().read().public_keys(), source=str(place)) != bundles:
         raise IntegrityError(f"`{place}` has signatures of something else", hint="remove them, and sign it anew")
     if bundles and manifest != draft:
         raise UsageError(f"`{place}` is signed as {adapter.manifest.reference}", hint="remove its signatures first")
@@ -209,11 +209,11 @@ def _only(key: PublicKey, policy: TrustPolicy) -> TrustPolicy:
 
 
 def _verify_directory(directory: Path, terms: Terms) -> Verified:
-    manifest = None
-    with contextlib.suppress(NotFoundError):
-        content, manifest = read_manifest(directory)
+    files, hashed = read_files(directory)
+    content = bytes(files.get(MANIFEST_NAME, b""))
+    manifest = Manifest.parse(content) if content else None
     if manifest is None or manifest.reference is None:
-        read_adapter(directory)  # if it is one
+        verify_files(files, source=str(directory), hashed=hashed)  # if it is an adapter at all
         raise UntrustedError(f"`{directory}` is an unsigned draft", hint="sign it with `lora-hub sign --as`")
     evidence = Evidence(
         registry=str(directory.absolute()),
@@ -227,9 +227,7 @@ def _verify_directory(directory: Path, terms: Terms) -> Verified:
     )
     decision = judge(evidence, terms.policy, terms.project, terms.now, named=None).decision
     decision.require()
-    adapter = read_adapter(directory)
-    if adapter.digest != evidence.digest:
-        raise IntegrityError(f"`{directory}` changes while it is read", hint="verify it when nobody writes there")
+    adapter = verify_files(files, source=str(directory), hashed=hashed)
     return Verified(adapter=dataclasses.replace(adapter, signers=decision.signers), reason=decision.reason)
 
 

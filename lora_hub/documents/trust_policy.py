@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from lora_hub.documents.fields import Fields, check_depth
+from lora_hub.documents.signers import PublicKey
 from lora_hub.documents.trust_entries import Entry, Key, Pin, Revocation, Rule
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
@@ -110,6 +111,10 @@ class TrustPolicy:
     def keys_of(self, rule: Rule) -> tuple[Key, ...]:
         """Return the keys that *rule* names."""
         return tuple(key for key in self.keys if key.name in rule.keys)
+
+    def public_keys(self, rule: Rule | None = None) -> dict[str, PublicKey]:
+        """Return the keys that *rule* names, or all, by their fingerprints."""
+        return {key.fingerprint: key.public for key in (self.keys if rule is None else self.keys_of(rule))}
 
     def revocation(self, *, key: str | None = None, digest: str | None = None) -> Revocation | None:
         """Return what revokes the *key* with this fingerprint, or this *digest*."""

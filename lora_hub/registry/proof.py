@@ -67,8 +67,8 @@ def judge(
     """
     name = evidence.reference.name
     is_pinned = policy.expected(evidence.registry, evidence.reference, named) is not None
-    is_signed = policy.rule(name) is not None or evidence.is_remote if not is_pinned else project.rule(name) is not None
-    files = evidence.bundles() if is_signed else {}
+    by_signature = not is_pinned and (evidence.is_remote or policy.rule(name) is not None)
+    files = evidence.bundles() if by_signature or project.rule(name) is not None else {}
     examined = _examine(evidence, files, (policy, project))
     claim = Claim(
         registry=evidence.registry,
@@ -111,7 +111,7 @@ class _Examined:
 
 def _examine(evidence: Evidence, files: Mapping[str, Bytes], policies: Iterable[TrustPolicy]) -> _Examined:
     rules = [(policy, rule) for policy in policies if (rule := policy.rule(evidence.reference.name)) is not None]
-    keys = {key.fingerprint: key.public for policy, rule in rules for key in policy.keys_of(rule)}
+    keys = {fingerprint: key for policy, rule in rules for fingerprint, key in policy.public_keys(rule).items()}
     identities = {identity for _, rule in rules for identity in rule.identities}
     signers: dict[str, Signer] = {}
     strangers: dict[str, Signer] = {}

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from lora_hub.adapter_directory import read_bundles, read_with_files
 from lora_hub.documents.authorization import counted
-from lora_hub.documents.bundle import MAX_SIGNATURES, SIGNATURE_NAME, Bundle, further_name
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
 from lora_hub.documents.signers import PublicKey, Signer
-from lora_hub.documents.statement import SignedFiles
 from lora_hub.documents.trust_entries import Pin
 from lora_hub.documents.verified_adapter import manifest_digest
 from lora_hub.errors import (
@@ -32,9 +30,9 @@ from lora_hub.files import read_file
 from lora_hub.reference import AdapterRef, exact_version
 from lora_hub.registry.find import find
 from lora_hub.registry.journal import Journal
-from lora_hub.registry.proof import carried_key, prove
 from lora_hub.registry.published import Published
 from lora_hub.registry.registry import Registry
+from lora_hub.registry.signatures import add_signature, signatures_over, signer_of
 from lora_hub.registry.store import Store
 from lora_hub.registry.trust_file import TrustFile
 from lora_hub.signing.keys import PrivateKey
@@ -80,25 +78,6 @@ class _Prepared:
         return dict(self.bundles) if key is None else add_signature(self.bundles, manifest, key)
 
 
-def add_signature(bundles: dict[str, Bytes], manifest: bytes, key: PrivateKey) -> dict[str, Bytes]:
-    """Return *bundles*, by file name, with that of *key* over *manifest* among them."""
-    from lora_hub.signing.sign import sign
-
-    fingerprint = key.public.fingerprint
-    if fingerprint in map(signer_of, bundles.values()):
-        return bundles
-    if len(bundles) >= MAX_SIGNATURES:
-        raise UsageError(f"there are {len(bundles)} signatures", hint=f"no version has more than {MAX_SIGNATURES}")
-    statement = SignedFiles.of(manifest, Manifest.parse(manifest), public_key=key.public.pem).to_bytes()
-    name = further_name(fingerprint) if SIGNATURE_NAME in bundles else SIGNATURE_NAME
-    return {**bundles, name: sign(statement, key)}
-
-
-def signer_of(bundle: Bytes) -> str:
-    """Return the fingerprint that *bundle* names, unverified, or an empty text if its signer is keyless."""
-    return Bundle.parse(bundle).hint or ""
-
-
 def push(
     directory: Path,
     reference: AdapterRef,
@@ -121,7 +100,7 @@ def push(
     policy = trust.read()
     if key is not None and policy.revocation(key=key.public.fingerprint) is not None:
         raise PolicyError(f"your policy revokes the key {key.public.fingerprint}", hint="sign with another one")
-    known = {k.fingerprint: k.public for k in policy.keys} | ({key.public.fingerprint: key.public} if key else {})
+    known = policy.public_keys() | ({key.public.fingerprint: key.public} if key else {})
     prepared = _prepare(directory, reference, known)
     if not registry.is_remote:
         return _publish(reference, registry, prepared, prepared.manifest, key)
@@ -168,31 +147,6 @@ def _prepare(directory: Path, reference: AdapterRef, known: Mapping[str, PublicK
         files[CARD_NAME] = read_file(directory / CARD_NAME, limit=MAX_CARD)
     left_out = tuple(name for name in bundles if name not in signed)
     return _Prepared(files=files, manifest=manifest, bundles=signed, left_out=left_out)
-
-
-def signatures_over(
-    manifest: bytes, bundles: Mapping[str, Bytes], known: Mapping[str, PublicKey], *, source: str
-) -> dict[str, Bytes]:
-    """Return those of *bundles* that sign *manifest*; a broken one would burn the version for all who trust its key.
-
-    Raises:
-        IntegrityError: A signature is not the one of its key, as far as that is *known* or brought along.
-        DocumentError: One is no bundle.
-    """
-    digest, parsed = manifest_digest(manifest), Manifest.parse(manifest)
-    over = {}
-    for name, content in bundles.items():
-        try:
-            bundle = Bundle.parse(content)
-            carried = carried_key(content)
-            if bundle.hint in known and carried is None:
-                prove(content, known, ())
-        except (MalformedError, IntegrityError) as error:
-            raise error.within(f"`{name}` of `{source}`") from error
-        with contextlib.suppress(IntegrityError):  # then it is of another version
-            SignedFiles.parse(bundle.payload).check(digest, lambda: parsed, source=source)
-            over[name] = content
-    return over
 
 
 def _publish(

@@ -197,9 +197,9 @@ class _Resolution:
             raise vanished(self.registry, place[0], self._known_digest(place[0]), error) from error
 
     def _judge(self, published: Published) -> Verdict:
-        """Return whether *published* may be used; raise `IntegrityError` if it is not what was asked for."""
+        """Return whether *published* may be used; raise `IntegrityError` if it may, but is not what was asked for."""
         verdict = judge_published(published, self.registry, self.terms, named=self.expected)
-        if not verdict.decision.is_alarm:
+        if verdict.decision.refusal is None:
             published.check_identity()
         return verdict
 
@@ -225,7 +225,7 @@ class _Resolution:
     def _yank_statements(self, exact: AdapterRef, digest: str, listing: Listing) -> list[tuple[Signer, Yank]]:
         """Return the statements that yank *exact*, and who made them: where a rule names keys, only with theirs."""
         rule = self.terms.policy.rule(exact.name)
-        keys = {key.fingerprint: key.public for key in self.terms.policy.keys_of(rule)} if rule else {}
+        keys = self.terms.policy.public_keys(rule) if rule else {}
         found = []
         for content in self.registry.yanks(exact, listing):
             with contextlib.suppress(MalformedError, IntegrityError):  # what is not proven means nothing

@@ -247,3 +247,32 @@ def test_two_signatures_of_one_name_are_both_kept(publish, keys, directory_regis
 
     assert hints == {keys[name].public.fingerprint for name in ("alice", "bob")}
     assert read_private_key(tmp_path / "bob.key").public == keys["bob"].public
+
+
+def test_what_a_project_asks_for_is_looked_at(publish, keys, directory_registry, tmp_path, monkeypatch):
+    """In a directory of this machine, where only the project has a rule, who meets it is accepted, and nobody else."""
+    publish(OLD, "alice")
+    publish(NEW, "bob", seed=1)
+    for name in ("alice", "bob"):
+        trusts.untrust(name)
+    pem = (tmp_path / "alice.pub").read_text()
+    rule = f'version = 1\n[[key]]\nname = "a"\npem = """{pem}"""\n[[rule]]\nscope = "org/*"\nkeys = ["a"]\n'
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / PROJECT_FILE).write_text(rule)
+    monkeypatch.chdir(tmp_path / "project")
+
+    assert str(api.pull(OLD, registry=directory_registry).reference) == OLD
+    with pytest.raises(UntrustedError):
+        api.pull(NEW, registry=directory_registry)
+
+
+@pytest.mark.parametrize("manifest", [b"{", b"{}", b"\xff", b""], ids=["cut", "nothing", "no text", "empty"])
+def test_junk_that_nobody_signed_stops_nobody(publish, directory_registry, manifest):
+    """A newer version that nobody signed and nobody can read is passed over like any other that nobody signed."""
+    publish(OLD, "alice")
+    place = Place(directory_registry)
+    place.change("org/task@9.0.0", {**place.files(OLD), MANIFEST_NAME: manifest, SIGNATURE_NAME: b""})
+    place.change("org/task@9.0.0", {SIGNATURE_NAME: None})
+    pulled = api.pull("org/task", registry=directory_registry)
+
+    assert (str(pulled.reference), str(pulled.skipped)) == (OLD, "org/task@9.0.0")

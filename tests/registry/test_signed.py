@@ -38,8 +38,8 @@ from lora_hub.registry.find import find
 from lora_hub.registry.lock import read_lock
 from lora_hub.registry.object_store import ObjectStoreRegistry
 from lora_hub.registry.proof import Evidence, judge, prove
-from lora_hub.registry.push import signer_of
 from lora_hub.registry.registry import Registry
+from lora_hub.registry.signatures import signer_of
 from lora_hub.registry.terms import Terms
 from lora_hub.signing.keys import PrivateKey
 from lora_hub.signing.sign import sign

@@ -7,7 +7,6 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import sigstore.oidc
 from cryptography import x509
 from cryptography.hazmat import asn1
-from loopback_sigstore import LoopbackSigstore, said_of
+from loopback_sigstore import said_of
 from loopback_sigstore.authority import ISSUER, ISSUER_V2, Authority
 from loopback_sigstore.keys import Key
 from sigstore.errors import TUFError
@@ -47,6 +46,8 @@ MATERIAL = ("verificationMaterial",)
 ENTRY = (*MATERIAL, "tlogEntries", 0)
 ENVELOPE = ("dsseEnvelope",)
 
+pytestmark = pytest.mark.usefixtures("nobody")
+
 
 class Terminal(io.StringIO):
     """A standard input with somebody in front of it."""
@@ -54,35 +55,6 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         """Say so."""
         return True
-
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path, monkeypatch):
-    """No CI job, no user, no proxy, and no cache of sigstore."""
-    for name in (TOKEN, TRUST, "GOOGLE_SERVICE_ACCOUNT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-
-
-@pytest.fixture
-def private(tmp_path, monkeypatch) -> Iterator[LoopbackSigstore]:
-    """A private Sigstore that is trusted, and the identity of `ada@example.org`."""
-    with LoopbackSigstore() as private:
-        trust = tmp_path / "trust_config.json"
-        trust.write_text(json.dumps(private.trust_config), encoding="utf-8")
-        monkeypatch.setenv(TRUST, str(trust))
-        monkeypatch.setenv(TOKEN, private.token())
-        yield private
-
-
-@pytest.fixture
-def ada(private) -> Identity:
-    """Who signs there."""
-    return Identity(identity="ada@example.org", issuer=private.url)
 
 
 def changed(content: bytes, path: tuple, change) -> bytes:
