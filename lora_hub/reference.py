@@ -126,9 +126,13 @@ def parse(source: str | os.PathLike[str] | AdapterRef) -> AdapterRef | Path:
     """Return the directory (a path, or a string that starts with ``.`` or ``/``) or the reference *source* names."""
     if isinstance(source, AdapterRef):
         return source
-    if isinstance(source, str) and not source.startswith((".", "/")):
+    if not isinstance(source, str) or source.startswith((".", "/")):
+        return Path(source)
+    try:
         return AdapterRef.parse(source)
-    return Path(source)
+    except InvalidReferenceError as error:
+        hint = f"{error.hint}; a directory begins with `.` or `/`, as in `./{source}`"
+        raise InvalidReferenceError(error.message, hint=hint) from error
 
 
 ReferenceLike = str | AdapterRef

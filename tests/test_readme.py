@@ -1,6 +1,7 @@
 """The README tells the truth: its examples run, its commands exist, its figures are those of a committed result."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -81,6 +82,28 @@ def test_commands_of_the_readme_exist(command):
     from lora_hub.cli import cli
 
     assert command in cli.commands
+
+
+SHELL = re.search(r"## In the shell\n\n(.*?)\n\n[A-Z]", README, re.DOTALL).group(1)
+
+
+def test_commands_of_the_readme_run(hub, tmp_path, monkeypatch, capfd):
+    """Every line of the shell's chapter works, one after the other, for somebody who begins with `out/`."""
+    from adapter_files import adapter_files
+
+    import lora_hub
+    from lora_hub import vouch
+    from lora_hub.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    adapter_files().write(tmp_path / "out")
+    hub.create("other/task", adapter_files(seed=1).files())
+    generate, *lines = [shlex.split(line, comments=True)[1:] for line in SHELL.splitlines()]
+    assert run(generate) == 0
+    (tmp_path / "alice.pub").write_text(vouch.public_key("org").pem)
+    lora_hub.push(adapter_files(seed=2).write(tmp_path / "style"), "org/style@1.0.0")
+
+    assert [(words, run(words)) for words in lines] == [(words, 0) for words in lines], capfd.readouterr().err
 
 
 def test_figures_of_the_readme_are_measured():

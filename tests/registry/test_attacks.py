@@ -199,10 +199,14 @@ def test_a_policy_is_not_read_for_ever(text):
         TrustPolicy.parse(f"version = 1\n{text}\n".encode())
 
 
-def test_a_broken_signature_is_not_published(keys, directory_registry, tmp_path):
-    """A signature that does not verify would burn the version for all who trust its key: nothing is published (6)."""
+@pytest.mark.parametrize("signer", ["alice", "bob", "mallory"])
+def test_a_broken_signature_is_not_published(keys, directory_registry, tmp_path, signer):
+    """A signature that does not verify would burn the version for all who trust its key: nothing is published (6).
+
+    That is found of one's own key, of those that the policy has, and of those that the signature brings along.
+    """
     directory = adapter_files().write(tmp_path / "adapter")
-    vouch.sign(directory, OLD, key=tmp_path / "alice.key")
+    vouch.sign(directory, OLD, key=tmp_path / f"{signer}.key")
     bundle = Bundle.parse((directory / SIGNATURE_NAME).read_bytes())
     broken = Bundle(hint=bundle.hint, payload=bundle.payload, signature=bundle.signature[:-1] + b"\0")
     (directory / SIGNATURE_NAME).write_bytes(broken.to_bytes())
