@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lora_hub.patch.on_model import adapters, adapters_in_state_dict
     from lora_hub.patch.save import save_adapter
     from lora_hub.patch.train import add_adapter
-    from lora_hub.patch.use import use
+    from lora_hub.patch.use import route, use
     from lora_hub.reference import AdapterRef
     from lora_hub.trainer import AdapterTrainerMixin
     from lora_hub.vouch import sign, verify, yank
@@ -44,6 +44,7 @@ _HOMES = {
     "hookimpl": "lora_hub.hookspecs",
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
+    "route": "lora_hub.patch.use",
     "save_adapter": "lora_hub.patch.save",
     "sign": "lora_hub.vouch",
     "use": "lora_hub.patch.use",
@@ -67,6 +68,7 @@ __all__ = [
     "hookimpl",
     "pull",
     "push",
+    "route",
     "save_adapter",
     "sign",
     "use",

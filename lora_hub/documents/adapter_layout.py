@@ -20,7 +20,7 @@ from lora_hub.errors import MalformedError
 
 PREFIX = "base_model.model."
 # Components that torch.compile and FSDP insert into paths, and so into the keys of what is saved.
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
 _NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,31}"  # no component is empty
 _LORA = re.compile(rf"(?P<path>{_NAME})\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
 _PARAMETER = re.compile(_NAME, re.ASCII)
@@ -89,7 +89,7 @@ def read_layout(
 
 def plain_path(path: str) -> str:
     """Return *path* without the components that torch.compile and FSDP insert."""
-    return ".".join(component for component in path.split(".") if component not in _WRAPPERS)
+    return ".".join(component for component in path.split(".") if component not in WRAPPERS)
 
 
 def _plain_key(key: str, *, has_module: bool) -> str:

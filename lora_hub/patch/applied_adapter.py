@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from torch import nn
@@ -12,6 +13,7 @@ from lora_hub.documents.manifest import BaseModel
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import digest
+from lora_hub.patch.delta import Delta
 from lora_hub.patch.weights import AdapterWeights
 
 if TYPE_CHECKING:
@@ -75,10 +77,12 @@ class AppliedAdapter:
     scale: float
     other_base_allowed: bool
     patch: ModelPatch
+    arrival: int = field(default_factory=itertools.count().__next__)
+    _deltas: Mapping[nn.Module, Delta] = field(default_factory=dict)
     _saved_digest: str | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in {"active", "_saved_digest"} and hasattr(self, name):
+        if name not in {"active", "_deltas", "_saved_digest"} and hasattr(self, name):
             raise AttributeError(f"`{name}` of an applied adapter is fixed: apply it again with `replace=True`")
         object.__setattr__(self, name, value)
 
@@ -127,12 +131,20 @@ class AppliedAdapter:
         """Take the adapter off the model: same objects, same classes, same bits, same `requires_grad` as before."""
         self._attached_patch().remove(self)
 
+    def delta(self, module: nn.Module) -> Delta | None:
+        """Return what the adapter adds to *module*, or None if it adds nothing there."""
+        return self._deltas.get(module)
+
+    def holding(self, deltas: Mapping[nn.Module, Delta]) -> None:
+        """Take in what the adapter adds to its modules."""
+        self._deltas = deltas
+
     def weights(self) -> AdapterWeights:
         """Return A and B of each module, and the tensors of each head, as they are now."""
         patch = self._attached_patch()
         records = {path: (module, patch.record(module)) for path, module in self.modules.items()}
         return AdapterWeights(
-            modules={p: r.deltas[self.name].weights(m) for p, (m, r) in records.items() if p not in self.heads},
+            modules={p: self._deltas[m].weights(m) for p, (m, _) in records.items() if p not in self.heads},
             heads={p: r.replacements[self.name].tensors(m) for p, (m, r) in records.items() if p in self.heads},
         )
 

@@ -148,12 +148,12 @@ def _exchange(
 
 
 def _put_on_modules(handle: AppliedAdapter, pieces: list[Piece]) -> None:
+    handle.holding({piece.module: piece.delta for piece in pieces if piece.delta is not None})
     for piece in pieces:
-        record = patch_module(piece.module, handle.patch)
+        record = patch_module(piece.module, piece.path, handle.patch)
+        record.adapters[handle.name] = None
         record.parameter_names[handle.name] = tuple(piece.parameters)
         for name, parameter in piece.parameters.items():
             piece.module.register_parameter(name, parameter)
-        if piece.delta is not None:
-            record.deltas[handle.name] = piece.delta
         if piece.replacement is not None:
             record.replacements[handle.name] = piece.replacement

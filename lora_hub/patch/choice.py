@@ -12,9 +12,9 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,23 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lora_hub.errors import StateError
 
+if TYPE_CHECKING:
+    from lora_hub.patch.plan import Plan
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Plan = tuple[tuple[str, float], ...]  # name and weight x scale of each adapter that runs on top of the weights
 _Node = tuple[int, int, str]  # a node of one running backward: graph task, sequence number, name
 
 
 class PatchedModel(Protocol):
     """The state of one model under adapters, as its modules and `use` see it."""
 
-    def running(self) -> Plan:
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+    def plan(self) -> Plan:
         """Return what runs in the calling context."""
 
     def check(self, choice: Choice) -> None:
@@ -44,14 +50,19 @@ class PatchedModel(Protocol):
 
 @dataclass(slots=True)
 class Choice:
-    """The weight of each chosen adapter, by name; empty is the bare base. Keeps the plan that was last made of it.
+    """The weight of each chosen adapter, by name, for each row of a batch. Keeps the plan that was last made of it.
 
-    ``handle`` is the one adapter that was chosen by its handle: another one of its name is not meant.
+    Attributes:
+        sums: The distinct choices; an empty one is the bare base.
+        rows: Which of them each row runs; one entry if all rows run the same.
+        meant: The adapters that were chosen by their handles; other ones of their names are not meant.
+        plan: The plan, and the state of the model that it was made for.
     """
 
-    weights: Mapping[str, float]
-    handle: object = None
-    plan: tuple[object, Plan] | None = None  # and the state of the model that it was made for
+    sums: tuple[Mapping[str, float], ...]
+    rows: tuple[int, ...] = (0,)
+    meant: Mapping[str, object] = field(default_factory=dict)
+    plan: tuple[object, Plan] | None = None
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -85,13 +96,17 @@ _recomputation: ContextVar[_Recomputation | None] = ContextVar("lora_hub_recompu
 # What each block that is entered in this context has to give back when it is left.
 _entered: ContextVar[tuple[tuple[_Scope, saved_tensors_hooks | None], ...]] = ContextVar("lora_hub_entered", default=())
 
+_graph_task = torch._C._current_graph_task_id  # noqa: SLF001 - as torch.utils.checkpoint does; -1 outside of a backward
 # The stubs of torch lack it.
 _hooks_are_allowed: Callable[[], bool] = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled")  # noqa: B009, SLF001
 
 
 def chosen(patch: PatchedModel) -> Choice | None:
     """Return what this context chose for the model of *patch*, or None for the model's default set."""
-    return _current_scope().choices.get(patch)
+    scope = _scope.get()
+    if scope.during is not None or _graph_task() != -1:
+        scope = _current_scope()
+    return scope.choices.get(patch)
 
 
 def _current_scope() -> _Scope:
@@ -107,7 +122,7 @@ def _current_scope() -> _Scope:
 
 def _running_node() -> _Node | None:
     """Return the node that autograd executes in this thread, or None outside of a backward."""
-    task = torch._C._current_graph_task_id()  # noqa: SLF001 - as torch.utils.checkpoint does
+    task = _graph_task()
     if task == -1:
         return None
     node = torch._C._current_autograd_node()  # noqa: SLF001

@@ -1,19 +1,20 @@
-"""A and B of one adapted part of a module, and how their product is added to the module's output."""
+"""A and B of one adapted part of a module: what they adapt, where they live, and their product."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lora_hub.architecture import Rows
 from lora_hub.documents.adapter_config import scaling
+
+Parameters = Mapping[str, Tensor]  # of a module, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,53 +56,42 @@ class PartWeights(NamedTuple):
 class Factors(Protocol):
     """Where A and B live."""
 
-    def stored(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return A and B as they are stored."""
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names under which the module has them as parameters that are trained; none if they are frozen."""
 
-    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return A and B on the device of the input *x*, in the dtype in which to compute."""
+    def stored(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Return A and B as they are stored; *parameters* are those of the module."""
 
 
+@dataclass(frozen=True, slots=True)
 class FrozenFactors:
-    """Plain tensors for inference: not in `parameters()`, not in `state_dict()`; they compute in the input's dtype."""
+    """Plain tensors for inference: not in `parameters()`, not in `state_dict()`."""
 
-    def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        self._stored = (lora_A, lora_B)
-        dtype = torch.promote_types(lora_A.dtype, lora_B.dtype)  # a file may hold each in its own
-        self._placed = (lora_A.to(dtype), lora_B.to(dtype))
+    lora_A: Tensor
+    lora_B: Tensor
+    parameter_names: tuple[str, ...] = ()
 
-    def stored(self, module: nn.Module) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def stored(self, parameters: Parameters) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return A and B in the dtype they were read in."""
-        return self._stored
-
-    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return A and B where *x* is; the last placement is kept."""
-        dtype = autocast_dtype(x) or x.dtype
-        placed = self._placed
-        if placed[0].device != x.device or placed[0].dtype != dtype:
-            # What is kept may be needed for a backward, also if this call is under `inference_mode`.
-            with torch.inference_mode(False):
-                a, b = self._stored
-                self._placed = placed = (a.to(x.device, dtype), b.to(x.device, dtype))
-        return placed
+        return self.lora_A, self.lora_B
 
 
 @dataclass(frozen=True, slots=True)
 class TrainableFactors:
-    """Parameters on the module, looked up at every call: FSDP and `.to()` may replace the objects."""
+    """Parameters of the module, looked up at every call: FSDP and `.to()` may replace the objects."""
 
     name_A: str
     name_B: str
 
-    def stored(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return A and B as the optimizer sees them."""
-        return getattr(module, self.name_A), getattr(module, self.name_B)
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of both."""
+        return self.name_A, self.name_B
 
-    def placed(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return A and B in their own precision if it is the wider one, so that gradients are not rounded."""
-        a, b = self.stored(module)
-        dtype = autocast_dtype(x) or torch.promote_types(a.dtype, x.dtype)
-        return a.to(x.device, dtype), b.to(x.device, dtype)
+    def stored(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Return A and B as the optimizer sees them."""
+        return parameters[self.name_A], parameters[self.name_B]
 
 
 def init_factors(r: int, in_features: int, out_features: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -123,24 +113,6 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
-
-
-def add_delta(
-    y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, blocks: tuple[tuple[slice, slice], ...], factor: float
-) -> None:
-    """Add ``factor * x A^T B^T`` to the *blocks* of the last axis of *y* ``[..., out]``, in place."""
-    s = F.linear(x if x.dtype is lora_A.dtype else x.to(lora_A.dtype), lora_A)  # [..., in] @ [in, r] -> [..., r]
-    is_plain = s.dtype is y.dtype and y.is_contiguous() and autocast_dtype(y) is None
-    for outputs, rows in blocks:
-        B = lora_B if len(blocks) == 1 else lora_B[rows]
-        if is_plain:
-            # One GEMM that accumulates and rounds once.
-            flat = y.view(-1, y.shape[-1])
-            part = flat if len(B) == y.shape[-1] else flat[:, outputs]
-            part.addmm_(s.view(-1, s.shape[-1]), B.t(), alpha=factor)
-        else:
-            # addmm_ takes no mixed dtypes, and none of autocast's; add_ computes in the wider one and rounds once.
-            y[..., outputs].add_(F.linear(s, B), alpha=factor)
 
 
 def delta_weight(

@@ -14,11 +14,14 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor, nn
 
 from lora_hub.errors import CompatibilityError, StateError
 from lora_hub.patch.choice import PatchedModel
-from lora_hub.patch.record import RECORD, Record, add_deltas, record_of
+from lora_hub.patch.compiled import add_compiled, number
+from lora_hub.patch.record import RECORD, Record, record_of
+from lora_hub.patch.rows import run_replaced
 
 # Their outputs are new tensors that their own backward does not need, so that a delta may be added in place.
 _FRESH_OUTPUT = {("torch.nn.modules.linear", "Linear.forward"), ("transformers.pytorch_utils", "Conv1D.forward")}
@@ -43,20 +46,26 @@ class AdaptedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return what the base class computes plus the deltas of the adapters that run, or what replaces it."""
-        record = record_of(self)
-        running = record.patch.running() if record is not None else ()
-        if not running or record is None:
+        record: Record = self.__dict__[RECORD]
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            if record.replacements:
+                return _uncompiled(self, args, kwargs)
+            return add_compiled(self, self._fresh(super().forward(*args, **kwargs)), _first(args, kwargs))
+        plan = record.patch.plan()
+        if plan.is_bare:
             return super().forward(*args, **kwargs)
-        for name, _ in running if record.replacements else ():
-            if name in record.replacements:
-                return record.replacements[name].run(self, args, kwargs)
-        y = super().forward(*args, **kwargs)
-        deltas = [(record.deltas[name], weight) for name, weight in running if name in record.deltas]
-        if not deltas:
-            return y
-        if not self.lora_hub_output_is_fresh:
-            y = y.clone()
-        return add_deltas(y, args[0] if args else next(iter(kwargs.values())), deltas, self)
+        if record.replacements and any(names := plan.replacing(record)):
+            return run_replaced(self, record, names, plan.rows, super().forward, args, kwargs)
+        return plan.add(self, record, self._fresh(super().forward(*args, **kwargs)), _first(args, kwargs))
+
+    def _fresh(self, y: Tensor) -> Tensor:
+        return y if self.lora_hub_output_is_fresh else y.clone()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        record = record_of(self)
+        if record is not None:
+            record.number = number(self)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -77,7 +86,17 @@ class AdaptedModule(nn.Module):
 
     def __repr__(self) -> str:
         record = record_of(self)
-        return " + ".join([super().__repr__(), *({**record.deltas, **record.replacements} if record else ())])
+        return " + ".join([super().__repr__(), *(sorted(record.adapters) if record else ())])
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))  # type: ignore[no-any-return]
+
+
+@torch.compiler.disable
+def _uncompiled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Run a module that adapters replace: what takes its place can be anything, so no graph holds for all of them."""
+    return AdaptedModule.forward(module, *args, **kwargs)  # type: ignore[arg-type]
 
 
 _patched_classes: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDictionary()
@@ -135,11 +154,11 @@ def check_forward_is_reachable(module: nn.Module, path: str) -> None:
         )
 
 
-def patch_module(module: nn.Module, patch: PatchedModel) -> Record:
+def patch_module(module: nn.Module, path: str, patch: PatchedModel) -> Record:
     """Return the record of *module*, whose class is swapped for the patched one if it is not yet."""
     record = record_of(module)
     if record is None:
-        record = module.__dict__[RECORD] = Record(patch)
+        record = module.__dict__[RECORD] = Record(patch, path, number(module))
         module.__class__ = patched_class(type(module))
         _rebind_forward(module)
     return record

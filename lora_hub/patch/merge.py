@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import checksum
+from lora_hub.patch.delta import Delta
 from lora_hub.patch.factors import delta_weight
 from lora_hub.patch.projections import features, is_transposed
 from lora_hub.patch.record import Merged, Record, record_of
 
+Factors = Mapping[str, tuple[Delta | None, float]]  # what each adapter adds to a module, and weight x scale, by name
 
-def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> None:
-    """Make the weights of *module* those with exactly the adapters in *factors* (name to weight x scale) merged in.
+
+def remerge(module: nn.Module, path: str, record: Record, factors: Factors) -> None:
+    """Make the weights of *module* those with exactly the adapters in *factors* merged in.
 
     Whenever this is interrupted, *record* has the originals: calling it again with other factors makes it right.
 
@@ -40,14 +43,14 @@ def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, 
     record.merged = Merged(kept, {name: checksum(_tensor(module, name)) for name in values}) if values else None
 
 
-def _merged_values(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> dict[str, Tensor]:
+def _merged_values(module: nn.Module, path: str, record: Record, factors: Factors) -> dict[str, Tensor]:
     """Return the value of each tensor that the adapters in *factors* change."""
     values: dict[str, Tensor] = {}
     pairs = [
         (weights, factor)
-        for name, factor in factors.items()
-        if name in record.deltas
-        for weights in record.deltas[name].weights(module)
+        for delta, factor in factors.values()
+        if delta is not None
+        for weights in delta.weights(module)
     ]
     if pairs:
         weight = _original(module, "weight")
@@ -101,7 +104,7 @@ def check_can_merge(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             owners.setdefault(id(parameter), {})[id(module)] = f"{path}.{name}"
     for path, module in modules.items():
         record, inside = record_of(module), {id(child) for child in module.modules()}
-        if record is not None and record.deltas and module._parameters.get("weight") is None:  # noqa: SLF001
+        if record is not None and not record.replacements and module._parameters.get("weight") is None:  # noqa: SLF001
             raise StateError(f"`{path}.weight` is computed, not a parameter", hint="use the adapter unmerged")
         for name, weight in module.named_parameters():
             _check_weight(f"{path}.{name}", weight)

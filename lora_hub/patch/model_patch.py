@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
-from lora_hub.patch.choice import Choice, Plan, chosen
+from lora_hub.patch.choice import Choice, chosen
+from lora_hub.patch.delta import Delta
 from lora_hub.patch.frozen_base import FrozenBase
 from lora_hub.patch.layer import check_can_be_restored, restore_module
 from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
-from lora_hub.patch.plan import make_plan
+from lora_hub.patch.plan import Plan, make_plan
 from lora_hub.patch.record import Record, record_of
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
 PATCH = "_lora_hub_patch"  # in the instance dict of the model
+_PLANS = 64  # that are kept for choices that come again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +42,9 @@ class State:
         merged: tuple[AppliedAdapter, ...],
     ) -> State:
         """Return the state with these adapters; raise `StateError` if they cannot be together."""
-        weights = {h.name: 1.0 for h in handles.values() if h in active or h in merged}
-        return cls(dict(handles), active, merged, make_plan(handles, merged, weights))
+        running = sorted({*active, *merged}, key=lambda handle: handle.arrival)
+        weights = {handle.name: 1.0 for handle in running}
+        return cls(dict(handles), active, merged, make_plan(handles, merged, [weights]))
 
     def without(self, handle: AppliedAdapter | None) -> State:
         """Return the state without *handle*."""
@@ -67,33 +70,49 @@ class ModelPatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.state = State({}, (), (), ())
+        self.state = State.of({}, (), ())
+        self._plans: dict[tuple[tuple[str, float], ...], Plan] = {}
         self._frozen: FrozenBase | None = None
 
     # What runs
 
-    def running(self) -> Plan:
+    def plan(self) -> Plan:
         """Return what runs in the calling context. Called by every patched module at every call."""
         choice, state = chosen(self), self.state
         if choice is None:
             return state.default
-        if choice.plan is None or choice.plan[0] is not state:
-            choice.plan = (state, self._plan(choice))
-        return choice.plan[1]
+        made = choice.plan
+        if made is not None and made[0] is state:
+            return made[1]
+        plan = made[1] if made is not None and made[1].holds(state.handles, state.merged) else self._plan(choice)
+        choice.plan = (state, plan)
+        return plan
 
     def check(self, choice: Choice) -> None:
         """Raise unless *choice* can run now."""
-        for name in choice.weights:
+        for name in (name for weights in choice.sums for name in weights):
             if name not in self.state.handles:
                 known = ", ".join(sorted(self.state.handles)) or "none"
                 raise UsageError(f"no adapter `{name}` on this model", hint=f"its adapters: {known}")
-        self._plan(choice)
+        state = self.state
+        choice.plan = (state, self._plan(choice))
 
     def _plan(self, choice: Choice) -> Plan:
-        handles = self.state.handles
-        if choice.handle is not None:
-            handles = {name: handle for name, handle in handles.items() if handle is choice.handle}
-        return make_plan(handles, self.state.merged, choice.weights)
+        """Return the plan of *choice*: if all rows run the same, the one that was last made for these weights."""
+        state = self.state
+        if choice.meant:
+            others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
+            handles = {name: handle for name, handle in state.handles.items() if name not in others}
+            return make_plan(handles, state.merged, choice.sums, choice.rows)
+        if len(choice.rows) > 1:
+            return make_plan(state.handles, state.merged, choice.sums, choice.rows)
+        key = tuple(choice.sums[0].items())
+        plan = self._plans.get(key)
+        if plan is None or not plan.holds(state.handles, state.merged):
+            self._plans[key] = plan = make_plan(state.handles, state.merged, choice.sums)
+            for oldest in list(self._plans)[:-_PLANS]:
+                self._plans.pop(oldest, None)
+        return plan
 
     def set_active(self, handle: AppliedAdapter, *, active: bool) -> None:
         """Put *handle* into the default set, or take it out."""
@@ -189,7 +208,7 @@ class ModelPatch:
         if handle in self.state.merged:
             raise StateError(f"`{handle.name}` is merged already", hint="`unmerge()` takes it out again")
         choice = chosen(self)
-        if choice is not None and choice.weights.get(handle.name) != 1:
+        if choice is not None and any(weights.get(handle.name) != 1 for weights in choice.sums):
             raise StateError(
                 f"this context runs without `{handle.name}`, so it cannot be merged", hint="leave the `use` block first"
             )
@@ -211,15 +230,16 @@ class ModelPatch:
                 check_unchanged(module, path, record)
         try:
             for module, path, record in records:
-                remerge(module, path, record, _factors(state))
+                remerge(module, path, record, _factors(state, module))
             self.state = state
         except BaseException:
             self.state = before
             for module, path, record in records:
-                remerge(module, path, record, _factors(before))
+                remerge(module, path, record, _factors(before, module))
             raise
 
 
-def _factors(state: State) -> dict[str, float]:
+def _factors(state: State, module: nn.Module) -> dict[str, tuple[Delta | None, float]]:
     # In the order in which the adapters came, not in that of the merges: the sum must not depend on history.
-    return {name: handle.scale for name, handle in state.handles.items() if handle in state.merged}
+    merged = sorted(state.merged, key=lambda handle: handle.arrival)
+    return {handle.name: (handle.delta(module), handle.scale) for handle in merged}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_hub.patch.applied_adapter import AppliedAdapter
+from lora_hub.patch.delta import AdaptedPart, Delta
 from lora_hub.patch.factors import Factors, FrozenFactors, PartWeights, TrainableFactors
 from lora_hub.patch.heads import Head
 from lora_hub.patch.projections import features
-from lora_hub.patch.record import AdaptedPart, Delta, Replaces
+from lora_hub.patch.record import Replaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Piece:
     """What one adapter puts on one module; the parameters are those that training changes."""
 
     module: nn.Module
+    path: str
     delta: Delta | None = None
     replacement: Replaces | None = None
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
@@ -28,7 +30,7 @@ class Piece:
 def adapting(handle: AppliedAdapter, path: str, parts: tuple[PartWeights, ...]) -> Piece:
     """Return what adds to the module at *path*: plain tensors, or parameters on the device of its weight."""
     module = handle.modules[path]
-    out_features = features(module)[1]
+    in_features, out_features = features(module)
     parameters: dict[str, nn.Parameter] = {}
     adapted = []
     for part, lora_A, lora_B in parts:
@@ -40,8 +42,9 @@ def adapting(handle: AppliedAdapter, path: str, parts: tuple[PartWeights, ...]) 
             parameters[factors.name_A] = _as_parameter(lora_A, module)
             parameters[factors.name_B] = _as_parameter(lora_B, module)
         adapted.append(AdaptedPart(part, factors, part.blocks(out_features), part.scaling))
-    delta = Delta(tuple(adapted), dropout=handle.info.lora_dropout if handle.trainable else 0.0)
-    return Piece(module=module, delta=delta, parameters=parameters)
+    dropout = handle.info.lora_dropout if handle.trainable else 0.0
+    delta = Delta(tuple(adapted), in_features, out_features, dropout)
+    return Piece(module=module, path=path, delta=delta, parameters=parameters)
 
 
 def replacing(handle: AppliedAdapter, path: str, values: Mapping[str, Tensor] | None) -> Piece:
@@ -49,20 +52,21 @@ def replacing(handle: AppliedAdapter, path: str, values: Mapping[str, Tensor] | 
     module = handle.modules[path]
     head = Head(module, values, path)
     parameters = head.trainable_parameters(f"head__{_escaped(handle.name)}") if handle.trainable else {}
-    return Piece(module=module, replacement=head, parameters=parameters)
+    return Piece(module=module, path=path, replacement=head, parameters=parameters)
 
 
 def pieces_of(handle: AppliedAdapter) -> list[Piece]:
     """Return what *handle* has on its modules, to put it back there."""
-    records = [(module, handle.patch.record(module)) for module in handle.modules.values()]
+    records = [(path, module, handle.patch.record(module)) for path, module in handle.modules.items()]
     return [
         Piece(
             module=module,
-            delta=record.deltas.get(handle.name),
+            path=path,
+            delta=handle.delta(module),
             replacement=record.replacements.get(handle.name),
             parameters={name: getattr(module, name) for name in record.parameter_names.get(handle.name, ())},
         )
-        for module, record in records
+        for path, module, record in records
     ]
 
 

@@ -1,33 +1,144 @@
-"""What runs, worked out from who is there, who is merged and what was chosen; and what cannot run together."""
+"""What runs: the adapters of each row, from who is there and what was chosen; and what cannot run together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
 
 from lora_hub.errors import StateError
-from lora_hub.patch.choice import Plan
+from lora_hub.patch.factors import autocast_dtype
+from lora_hub.patch.node import add_with_gradients
+from lora_hub.patch.record import Record
+from lora_hub.patch.rows import check_rows
+from lora_hub.patch.step import Step, make_step
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
+Terms = tuple[tuple["AppliedAdapter", float], ...]  # what runs on top of the weights, each with weight x scale
+
+_KEPT_BYTES = 256 * 1024 * 1024  # bytes of gathered matrices that one route keeps, over all modules
+
+
+class Plan:
+    """What each row of a batch runs, and what every module made of that: immutable but for what it keeps."""
+
+    __slots__ = ("_bytes_left", "_steps", "handles", "merged", "rows", "sums")
+
+    def __init__(
+        self,
+        sums: tuple[Terms, ...],
+        rows: tuple[int, ...],  # which of the sums each row runs; one entry if all run the same
+        handles: tuple[AppliedAdapter, ...],
+        merged: tuple[AppliedAdapter, ...],
+    ) -> None:
+        self.sums = sums
+        self.rows = rows
+        self.handles = handles  # that were chosen, also with weight 0
+        self.merged = merged  # at the time; more or less would need another plan
+        self._steps: dict[Record, Step] = {}
+        self._bytes_left = _KEPT_BYTES
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.sums, self.rows, self.handles, self.merged
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.sums, self.rows, self.handles, self.merged = state
+        self._steps = {}
+        self._bytes_left = _KEPT_BYTES
+
+    def holds(self, handles: Mapping[str, AppliedAdapter], merged: tuple[AppliedAdapter, ...]) -> bool:
+        """Whether the plan is right still when these *handles* are there and *merged* is merged."""
+        return self.merged == merged and all(handles.get(handle.name) is handle for handle in self.handles)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing runs on top of the weights."""
+        return len(self.sums) == 1 and not self.sums[0]
+
+    def add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
+        """Return *y* plus what the adapters compute in *module* from its input *x*; *y* is changed in place."""
+        step = self.step(module, record, x)
+        if not step.layers:
+            return y
+        names = step.parameter_names
+        if not torch.is_grad_enabled() or not (names or x.requires_grad or y.requires_grad):
+            step.add_to(y, x, {name: getattr(module, name) for name in names}, _seed(module, step))
+            return y
+        parameters = {name: getattr(module, name) for name in names}
+        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():  # noqa: SLF001
+            return step.added_to(y, x, parameters, training=module.training)
+        return add_with_gradients(y, x, step, parameters, _seed(module, step))
+
+    def step(self, module: nn.Module, record: Record, x: Tensor) -> Step:
+        """Return what *module* computes for inputs such as *x*."""
+        dtype = x.dtype if not torch._C._is_any_autocast_enabled() else autocast_dtype(x) or x.dtype  # noqa: SLF001
+        step = self._steps.get(record)
+        if step is None or step.dtype is not dtype or step.device != x.device:
+            self._steps[record] = step = self._make_step(module, x, dtype)
+        if step.rows > 1 and step.layers:
+            check_rows(x, step.rows, record)
+        return step
+
+    def _make_step(self, module: nn.Module, x: Tensor, dtype: torch.dtype) -> Step:
+        found = {handle: handle.delta(module) for terms in self.sums for handle, _ in terms}
+        sums = tuple(
+            tuple((delta, factor) for handle, factor in terms if (delta := found[handle]) is not None)
+            for terms in self.sums
+        )
+        names = [name for delta in found.values() if delta is not None for name in delta.parameter_names]
+        wide = {} if autocast_dtype(x) else {name: getattr(module, name) for name in names}
+        return make_step(sums, self.rows, x.device, dtype, self._may_keep, wide=wide)
+
+    def _may_keep(self, size: int) -> bool:
+        if size > self._bytes_left:
+            return False
+        self._bytes_left -= size
+        return True
+
+    def replacing(self, record: Record) -> tuple[str | None, ...]:
+        """Return, for each of the sums, whose copy is run in place of the module; None is the module itself."""
+        return tuple(
+            next((handle.name for handle, _ in terms if handle.name in record.replacements), None)
+            for terms in self.sums
+        )
+
+
+def _seed(module: nn.Module, step: Step) -> int | None:
+    """Return a new seed of dropout, from torch's own random numbers, if there is anything to drop."""
+    return int(torch.randint(1 << 62, ())) if step.has_dropout and module.training else None
+
 
 def make_plan(
-    handles: Mapping[str, AppliedAdapter], merged: Collection[AppliedAdapter], weights: Mapping[str, float]
+    handles: Mapping[str, AppliedAdapter],
+    merged: tuple[AppliedAdapter, ...],
+    sums: Sequence[Mapping[str, float]],
+    rows: tuple[int, ...] = (0,),
 ) -> Plan:
-    """Return what runs on top of the weights when the adapters in *weights* are chosen.
+    """Return the plan in which each of the *rows* runs one of the *sums*, each the weights of adapters by name.
 
     Raises:
         StateError: A chosen adapter was removed, a merged one would have to be off or weaker, or heads collide.
     """
-    plan = []
+    terms = tuple(_terms(handles, merged, weights) for weights in sums)
+    chosen = {handles[name]: None for weights in sums for name in weights}
+    return Plan(terms, rows, tuple(chosen), merged)
+
+
+def _terms(
+    handles: Mapping[str, AppliedAdapter], merged: Collection[AppliedAdapter], weights: Mapping[str, float]
+) -> Terms:
+    terms = []
     for name, weight in weights.items():
         handle = handles.get(name)
         if handle is None:
             raise StateError(f"the adapter `{name}` was removed while it is in use", hint="leave the `use` block first")
         # A factor of 0 is off, for a head as well.
         if handle not in merged and weight * handle.scale:
-            plan.append((name, weight * handle.scale))
+            terms.append((handle, weight * handle.scale))
     for handle in merged:
         if weights.get(handle.name) != 1:
             raise StateError(
@@ -35,8 +146,8 @@ def make_plan(
                 f"{weights.get(handle.name, 0)}",
                 hint=f"`unmerge()` it first, or choose it with weight 1: {{{handle.name!r}: 1, …}}",
             )
-    check_heads([*(handles[name] for name, _ in plan), *merged])
-    return tuple(plan)
+    check_heads([*(handle for handle, _ in terms), *merged])
+    return tuple(terms)
 
 
 def check_heads(handles: Iterable[AppliedAdapter]) -> None:
@@ -46,7 +157,7 @@ def check_heads(handles: Iterable[AppliedAdapter]) -> None:
     for handle in handles:
         for path in handle.heads:
             owner |= {id(child): owner.get(id(child), handle.name) for child in handle.modules[path].modules()}
-    for handle in handles:
+    for handle in handles if owner else ():
         for path, module in handle.modules.items():
             other = owner.get(id(module), handle.name)
             if other != handle.name:

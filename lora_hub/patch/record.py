@@ -1,17 +1,13 @@
-"""What a module under adapters carries: what they add to it, what replaces it, what it was before a merge."""
+"""What a module under adapters carries: who is on it, what replaces it, what it was before a merge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lora_hub.patch.choice import PatchedModel
-from lora_hub.patch.factors import Factors, Part, PartWeights, add_delta
 
 RECORD = "_lora_hub"  # in the instance dict of the module, where torch does not look
 
@@ -26,44 +22,6 @@ class Replaces(Protocol):
         """Return what takes the place of the module's state."""
 
 
-class AdaptedPart(NamedTuple):
-    """A part, where its A and B live, and what would be the same at every call."""
-
-    part: Part
-    factors: Factors
-    blocks: tuple[tuple[slice, slice], ...]
-    scaling: float
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one adapter adds to one module."""
-
-    parts: tuple[AdaptedPart, ...]
-    dropout: float = 0.0
-
-    def add_to(self, y: Tensor, x: Tensor, weight: float, module: nn.Module) -> None:
-        """Add to *y* ``[..., out]``, in place, what the adapter computes from the module's input *x* ``[..., in]``."""
-        if self.dropout and module.training:
-            x = F.dropout(x, self.dropout)
-        for _, factors, blocks, scaling in self.parts:
-            lora_A, lora_B = factors.placed(module, x)
-            add_delta(y, x, lora_A, lora_B, blocks, weight * scaling)
-
-    def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
-        """Return A and B of each part as they are stored."""
-        return tuple(PartWeights(adapted.part, *adapted.factors.stored(module)) for adapted in self.parts)
-
-
-def add_deltas(y: Tensor, x: Tensor, deltas: Sequence[tuple[Delta, float]], module: nn.Module) -> Tensor:
-    """Return *y* plus the weighted *deltas*, rounded once; *y* is changed in place."""
-    is_narrow = y.dtype.itemsize < torch.float32.itemsize
-    total = torch.zeros_like(y, dtype=torch.float32) if is_narrow and len(deltas) > 1 else y
-    for delta, weight in deltas:
-        delta.add_to(total, x, weight, module)
-    return y if total is y else y.add_(total)
-
-
 @dataclass(slots=True)
 class Merged:
     """What a merged module keeps: its original tensors by name, and checksums of what the merge made of them."""
@@ -72,24 +30,27 @@ class Merged:
     checksums: dict[str, tuple[int, int]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Record:
-    """All that a module under adapters carries, by the adapters' names."""
+    """All that a module under adapters carries; what each adapter adds to it is kept by the adapter's handle."""
 
     patch: PatchedModel
-    deltas: dict[str, Delta] = field(default_factory=dict)
+    path: str
+    number: Tensor  # by which compiled code finds the module
+    adapters: dict[str, None] = field(default_factory=dict)
     replacements: dict[str, Replaces] = field(default_factory=dict)
     parameter_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     merged: Merged | None = None
+    stranger: str | None = None  # the part around it whose rows are not the batch's, "" for none; None is unknown
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left that the module needs: no adapter, and no originals of merged weights."""
-        return not self.deltas and not self.replacements and self.merged is None
+        return not self.adapters and self.merged is None
 
     def forget(self, name: str) -> tuple[str, ...]:
         """Drop what the adapter *name* has here, and return the names of its parameters."""
-        self.deltas.pop(name, None)
+        self.adapters.pop(name, None)
         self.replacements.pop(name, None)
         return self.parameter_names.pop(name, ())
 

@@ -1,9 +1,9 @@
-"""Choose which adapters of a model run."""
+"""Choose which adapters of a model run: the same for all rows of a batch, or for each row its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from torch import nn
@@ -11,10 +11,13 @@ from torch import nn
 from lora_hub.errors import UsageError
 from lora_hub.patch.applied_adapter import AppliedAdapter
 from lora_hub.patch.choice import Choice, Use
+from lora_hub.patch.model_patch import ModelPatch
 from lora_hub.patch.on_model import find_patch
 
+OneChoice = str | AppliedAdapter | Mapping[str, float] | None
 
-def use(model: nn.Module, choice: str | AppliedAdapter | Mapping[str, float] | None) -> Use:
+
+def use(model: nn.Module, choice: OneChoice) -> Use:
     """Return a context manager in which exactly the chosen adapters of *model* run.
 
     Args:
@@ -31,24 +34,56 @@ def use(model: nn.Module, choice: str | AppliedAdapter | Mapping[str, float] | N
         UsageError: An unknown name, a handle of another model, or a weight that is no finite number.
         StateError: A merged adapter would have to be off, or two chosen adapters change a module that one replaces.
     """
-    patch = find_patch(model)
-    if isinstance(choice, AppliedAdapter) and patch.state.handles.get(choice.name) is not choice:
+    return _use(find_patch(model), [choice])
+
+
+def route(model: nn.Module, choices: Sequence[OneChoice]) -> Use:
+    """Return a context manager in which each row of a batch runs its own adapters of *model*, in one forward pass.
+
+    Args:
+        model: As for `use`.
+        choices: For each row of the batch what `use` takes: a name, a handle, a weighted sum, or None.
+
+    The batch is the first axis of what the adapted modules get. Rows that were repeated keep their choice, if the
+    copies stand side by side, as `generate` puts its beams. The matrices of a route are gathered at each call, and kept
+    from the second one on, up to 256 MiB, while the route is referenced: keep the object where one batch runs many times.
+
+    Raises:
+        UsageError: As for `use`; no choices at all; and when a module runs whose input's rows cannot be proven to be
+            those of the batch (packed sequences, experts, towers of images), unless all rows choose the same.
+        StateError: As for `use`.
+    """
+    if isinstance(choices, str | Mapping) or not isinstance(choices, Sequence) or not choices:
         raise UsageError(
-            f"{choice!r} is not on this model", hint="pass a handle or a name of `lora_hub.adapters(model)`"
+            f"{choices!r} is no list of one choice per row", hint='write ["task", "style", None], or `use` one for all'
         )
-    return Use(patch, Choice(_weights(choice), choice if isinstance(choice, AppliedAdapter) else None))
+    return _use(find_patch(model), choices)
 
 
-def _weights(choice: str | AppliedAdapter | Mapping[str, float] | None) -> dict[str, float]:
+def _use(patch: ModelPatch, choices: Sequence[OneChoice]) -> Use:
+    sums: dict[tuple[tuple[str, float], ...], int] = {}
+    rows, meant = [], {}
+    for choice in choices:
+        if isinstance(choice, AppliedAdapter):
+            if patch.state.handles.get(choice.name) is not choice:
+                raise UsageError(
+                    f"{choice!r} is not on this model", hint="pass a handle or a name of `lora_hub.adapters(model)`"
+                )
+            meant[choice.name] = choice
+        rows.append(sums.setdefault(_weights(choice), len(sums)))
+    return Use(patch, Choice(tuple(dict(weights) for weights in sums), tuple(rows) if len(sums) > 1 else (0,), meant))
+
+
+def _weights(choice: OneChoice) -> tuple[tuple[str, float], ...]:
     match choice:
         case None:
-            return {}
+            return ()
         case AppliedAdapter():
-            return {choice.name: 1.0}
+            return ((choice.name, 1.0),)
         case str():
-            return {choice: 1.0}
+            return ((choice, 1.0),)
         case Mapping():
-            return {name: _finite(name, weight) for name, weight in choice.items()}
+            return tuple((name, _finite(name, weight)) for name, weight in choice.items())
     raise UsageError(f"{choice!r} is no choice of adapters", hint='write "task", {"task": 0.7, "style": 0.3}, or None')
 
 

@@ -1,0 +1,145 @@
+"""What one adapter adds to one module: its parts as one pair of matrices, and the gradients back to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_hub.patch.factors import Factors, Parameters, Part, PartWeights, TrainableFactors
+
+
+class Matrices(NamedTuple):
+    """A and the transposed B of a delta that adds ``alpha * x A^T B^T``."""
+
+    A: Tensor  # [R, in]
+    B_t: Tensor  # [R, out]
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedPart:
+    """A part, where its A and B live, and which outputs of the module belong to which rows of B."""
+
+    part: Part
+    factors: Factors
+    blocks: tuple[tuple[slice, slice], ...]
+    scaling: float
+
+
+class Delta:
+    """What one adapter adds to one module, in one or several parts.
+
+    The matrices of a frozen adapter are kept as they were last asked for; the parameters of one that is trained are
+    given to each call.
+    """
+
+    __slots__ = ("_kept", "_padded", "alpha", "dropout", "in_features", "out_features", "parameter_names", "parts", "r")
+
+    def __init__(
+        self, parts: tuple[AdaptedPart, ...], in_features: int, out_features: int, dropout: float = 0.0
+    ) -> None:
+        self.parts = parts
+        self.in_features = in_features
+        self.out_features = out_features
+        self.dropout = dropout
+        self.r = sum(adapted.part.r for adapted in parts)
+        self.alpha = parts[0].scaling
+        # What is trained, of the module's parameters; none of a frozen adapter.
+        self.parameter_names = tuple(name for adapted in parts for name in adapted.factors.parameter_names)
+        self._kept: tuple[torch.device, torch.dtype, Matrices] | None = None
+        self._padded: tuple[tuple[torch.device, torch.dtype, int, float], Matrices] | None = None
+
+    def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
+        """Return A and B of each part as they are stored."""
+        parameters = self.parameters(module)
+        return tuple(PartWeights(adapted.part, *adapted.factors.stored(parameters)) for adapted in self.parts)
+
+    def parameters(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the parameters of *module* that are trained, as they are now."""
+        return {name: getattr(module, name) for name in self.parameter_names}
+
+    def matrices(self, parameters: Parameters, device: torch.device, dtype: torch.dtype) -> Matrices:
+        """Return A and B on *device* in *dtype*."""
+        if self.parameter_names:
+            return self._stacked(parameters, device, dtype)
+        kept = self._kept
+        if kept is None or kept[0] != device or kept[1] is not dtype:
+            # What is kept may be needed for a backward, also if this call is under `inference_mode`.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = kept = (device, dtype, self._stacked(parameters, device, dtype))
+        return kept[2]
+
+    def padded(
+        self, parameters: Parameters, device: torch.device, dtype: torch.dtype, r: int, factor: float
+    ) -> Matrices:
+        """Return A and B with zeros up to rank *r* and all factors folded into B: alpha is 1, both are contiguous."""
+        if self.parameter_names:
+            return padded(scaled(self.matrices(parameters, device, dtype), factor), r)
+        key, kept = (device, dtype, r, factor), self._padded
+        if kept is None or kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._padded = kept = (key, padded(scaled(self.matrices(parameters, device, dtype), factor), r))
+        return kept[1]
+
+    def _stacked(self, parameters: Parameters, device: torch.device, dtype: torch.dtype) -> Matrices:
+        pairs = [adapted.factors.stored(parameters) for adapted in self.parts]
+        if self._is_whole:
+            ((lora_A, lora_B),) = pairs
+            return Matrices(lora_A.to(device, dtype), lora_B.to(device, dtype).t(), self.alpha)
+        A = torch.cat([lora_A.to(device, dtype) for lora_A, _ in pairs])
+        B_t = torch.zeros(self.r, self.out_features, device=device, dtype=dtype)
+        for (columns, adapted), (_, lora_B) in zip(self._columns(), pairs, strict=True):
+            B = folded(lora_B.to(device), self._fold(adapted)).to(dtype)
+            for outputs, rows in adapted.blocks:
+                B_t[columns, outputs] = B[rows].t()
+        return Matrices(A, B_t, self.alpha)
+
+    def split(self, dA: Tensor, dB: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the gradient of each parameter from those of the matrices, ``[R, in]`` and ``[out, R]``."""
+        for columns, adapted in self._columns():
+            factors = adapted.factors
+            if isinstance(factors, TrainableFactors):
+                B = dB if self._is_whole else torch.cat([dB[outputs, columns] for outputs, _ in adapted.blocks])
+                yield factors.name_A, dA[columns]
+                yield factors.name_B, B * self._fold(adapted)
+
+    @property
+    def _is_whole(self) -> bool:
+        return len(self.parts) == 1 and self.parts[0].part.rows is None
+
+    def _fold(self, adapted: AdaptedPart) -> float:
+        """What is folded into the B of a part: its scaling in units of the first one's."""
+        return adapted.scaling / self.alpha if self.alpha else 1.0
+
+    def _columns(self) -> Iterator[tuple[slice, AdaptedPart]]:
+        start = 0
+        for adapted in self.parts:
+            yield slice(start, start + adapted.part.r), adapted
+            start += adapted.part.r
+
+
+def scaled(matrices: Matrices, factor: float) -> Matrices:
+    """Return *matrices* times *factor*."""
+    return matrices._replace(alpha=matrices.alpha * factor)
+
+
+def padded(matrices: Matrices, r: int) -> Matrices:
+    """Return *matrices* with zeros up to rank *r* and alpha folded into B, both contiguous."""
+    A, B_t, alpha = matrices
+    return Matrices(_to_rank(A, r), _to_rank(folded(B_t, alpha), r).contiguous(), 1.0)
+
+
+def folded(B_t: Tensor, alpha: float) -> Tensor:
+    """Return ``alpha * B_t``, multiplied in float32 at least and rounded once."""
+    if alpha == 1:
+        return B_t
+    wide = torch.promote_types(B_t.dtype, torch.float32)
+    return (B_t.to(wide) * alpha).to(B_t.dtype)
+
+
+def _to_rank(matrix: Tensor, r: int) -> Tensor:
+    return matrix if len(matrix) == r else nn.functional.pad(matrix, (0, 0, 0, r - len(matrix)))

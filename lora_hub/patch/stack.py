@@ -1,0 +1,139 @@
+"""The arithmetic of LoRA on stacked matrices: two batched matrix products forward, five backward.
+
+A stack holds A and B of G groups of rows, all of one rank R: one group if every row of a batch runs the same, one group
+for each row of a route. For group g, ``y[g] += alpha * x[g] A[g]^T B[g]^T``; nothing here knows what adapters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# How many elements of the input are converted or dropped at a time. On a CPU: what stays in a core's cache, in float32.
+_BLOCK_ON_CPU = 1 << 18
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A and B of each group, as they are multiplied, in the dtype in which to compute."""
+
+    A_t: Tensor  # [G, in, R]
+    B_t: Tensor  # [G, R, out]
+    alpha: float = 1.0
+
+    def grouped(self, tensor: Tensor) -> Tensor:
+        """Return *tensor* ``[..., n]`` as ``[G, T, n]``: its rows, in order, divided evenly among the groups."""
+        return tensor.reshape(self.A_t.shape[0], -1, tensor.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Which inputs of A are zeroed: drawn from *seed*, so that the backward draws the same and no mask is kept."""
+
+    seed: int
+    p: float
+
+    def masks(self, x: Tensor, dtype: torch.dtype, blocks: list[slice]) -> Iterator[Tensor]:
+        """Yield for each of the *blocks* of *x* ``[G, T, in]`` what to multiply it with: 0, or 1 / (1 - p)."""
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        for rows in blocks:
+            mask = torch.empty(x[:, rows].shape, device=x.device, dtype=dtype)
+            yield mask.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
+
+
+def add(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None = None) -> None:
+    """Add the delta to *y* ``[..., out]`` in place, from *x* ``[..., in]``; the sum is rounded once."""
+    A_t, B_t = stack.A_t, stack.B_t
+    if x.dtype is not B_t.dtype or y.dtype is not B_t.dtype or dropout is not None or not y.is_contiguous():
+        _add_in_blocks(y, x, stack, dropout)
+    elif x.dim() == 3 == y.dim() and x.shape[0] == A_t.shape[0]:  # noqa: PLR2004 - grouped already
+        y.baddbmm_(torch.bmm(x, A_t), B_t, alpha=stack.alpha)
+    else:
+        s = torch.bmm(stack.grouped(x), A_t)  # [G, T, in] @ [G, in, R] -> [G, T, R]
+        y.view(A_t.shape[0], -1, y.shape[-1]).baddbmm_(s, B_t, alpha=stack.alpha)
+
+
+def _add_in_blocks(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None) -> None:
+    grouped_x, grouped_y = stack.grouped(x), stack.grouped(y)
+    for rows, block, _ in _blocks(grouped_x, stack.A_t.dtype, dropout):
+        delta = torch.bmm(torch.bmm(block, stack.A_t), stack.B_t)
+        # add_ computes in the wider of the two dtypes and rounds once.
+        grouped_y[:, rows].add_(delta, alpha=stack.alpha)
+    if not y.is_contiguous():  # so what was added to may be a copy
+        y.copy_(grouped_y.view(y.shape))
+
+
+def added(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
+    """Return *y* plus the delta as a new tensor, by operations that the transforms and exporters of torch know."""
+    delta = torch.bmm(torch.bmm(stack.grouped(x).to(stack.A_t.dtype), stack.A_t), stack.B_t)
+    return torch.add(y, delta.reshape(y.shape), alpha=stack.alpha).to(y.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """The gradients of a stack's input and matrices; None is what was not asked for."""
+
+    x: Tensor | None
+    A: Tensor | None = None  # [G, R, in]
+    B: Tensor | None = None  # [G, out, R]
+
+
+def input_gradient(dy: Tensor, stack: Stack, dtype: torch.dtype) -> Tensor:
+    """Return ``dx = alpha dy B A`` as ``[..., in]`` in *dtype*, the gradient for *dy* ``[..., out]``; no dropout."""
+    grouped = stack.grouped(dy)
+    dx = [
+        (torch.bmm(torch.bmm(block, stack.B_t.mT) * stack.alpha, stack.A_t.mT)).to(dtype)
+        for _, block, _ in _blocks(grouped, stack.A_t.dtype, None)
+    ]
+    return _joined(dx, dy)
+
+
+def gradients(dy: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None, *, wants_x: bool) -> Gradients:
+    """Return the gradients for *dy* ``[..., out]`` at the input *x* ``[..., in]``.
+
+    ``ds = alpha dy B``, ``dA = ds^T x``, ``dB = alpha dy^T s``, ``dx = ds A``, where ``s = x A^T`` is computed again.
+    All operations are differentiable, so that it can be differentiated once more.
+    """
+    A, B, dtype = stack.A_t.mT, stack.B_t.mT, stack.A_t.dtype  # [G, R, in], [G, out, R]
+    grouped = stack.grouped(dy)
+    dx: list[Tensor] = []
+    dA = dB = None
+    for rows, block, mask in _blocks(stack.grouped(x), dtype, dropout):
+        block_dy = grouped[:, rows].to(dtype)
+        ds = torch.bmm(block_dy, B) * stack.alpha  # [G, T, out] @ [G, out, R] -> [G, T, R]
+        dA = _plus(dA, torch.bmm(ds.mT, block))
+        dB = _plus(dB, torch.bmm(block_dy.mT, torch.bmm(block, stack.A_t) * stack.alpha))
+        if wants_x:
+            block_dx = torch.bmm(ds, A)
+            dx.append((block_dx if mask is None else block_dx * mask).to(x.dtype))
+    return Gradients(_joined(dx, dy) if wants_x else None, dA, dB)
+
+
+def _blocks(x: Tensor, dtype: torch.dtype, dropout: Dropout | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield *x* ``[G, T, n]`` along T in *dtype*: the slice, the block after dropout, and the mask if there is one.
+
+    Whole, if nothing is to be done to it.
+    """
+    if x.dtype is dtype and dropout is None:
+        yield slice(None), x, None
+        return
+    limit = _BLOCK_ON_CPU if x.device.type == "cpu" else _BLOCK
+    step = max(1, limit // (x.shape[0] * x.shape[2]))
+    blocks = [slice(start, start + step) for start in range(0, max(x.shape[1], 1), step)]
+    masks = dropout.masks(x, dtype, blocks) if dropout is not None else iter([None] * len(blocks))
+    for rows, mask in zip(blocks, masks, strict=True):
+        block = x[:, rows].to(dtype)
+        yield rows, block if mask is None else block * mask, mask
+
+
+def _joined(blocks: list[Tensor], like: Tensor) -> Tensor:
+    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    return whole.reshape(*like.shape[:-1], whole.shape[-1])
+
+
+def _plus(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more

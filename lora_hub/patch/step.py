@@ -1,0 +1,207 @@
+"""What one module computes under one plan: which deltas are stacked for which rows, and kept for the next call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_hub.patch.delta import Delta, Matrices, folded, padded
+from lora_hub.patch.factors import Parameters
+from lora_hub.patch.stack import Dropout, Gradients, Stack, add, added, gradients, input_gradient
+
+Sum = tuple[tuple[Delta, float], ...]  # deltas and their factors; empty is the bare base
+MayKeep = Callable[[int], bool]  # whether so many bytes more may be kept
+
+_RANK_STEP = 8  # mixed ranks of a route are padded to a multiple
+
+
+class Layer:
+    """Deltas that are computed at once: a sum for each group of rows, all with one probability of dropout."""
+
+    __slots__ = ("_calls", "_kept", "_may_keep", "device", "dropout", "dtype", "is_trained", "rows", "sums")
+
+    def __init__(
+        self,
+        sums: tuple[Sum, ...],
+        rows: tuple[int, ...],  # which of the sums each group of rows runs
+        dropout: float,
+        device: torch.device,
+        dtype: torch.dtype,
+        may_keep: MayKeep,
+    ) -> None:
+        self.sums = sums
+        self.rows = rows
+        self.dropout = dropout
+        self.device = device
+        self.dtype = dtype
+        self.is_trained = any(delta.parameter_names for terms in sums for delta, _ in terms)
+        self._may_keep = may_keep
+        self._kept: Stack | None = None
+        self._calls = 0
+
+    def stack(self, parameters: Parameters) -> Stack:
+        """Return the matrices of all groups of rows; those of frozen adapters are kept."""
+        if self._kept is not None:
+            return self._kept
+        if self.is_trained:
+            return self._stack(parameters)
+        # They may be needed for a backward, also if this call is under `inference_mode`.
+        with torch.inference_mode(False), torch.no_grad():
+            stack = self._stack(parameters)
+        self._calls += 1
+        # A route that is run once would only fill memory.
+        if len(self.rows) == 1 or (self._calls > 1 and self._may_keep(stack.A_t.nbytes + stack.B_t.nbytes)):
+            self._kept = stack
+        return stack
+
+    def dropout_from(self, seed: int | None) -> Dropout | None:
+        """Return what is dropped under *seed*; nothing without one."""
+        return Dropout(seed, self.dropout) if self.dropout and seed is not None else None
+
+    def _stack(self, parameters: Parameters) -> Stack:
+        if len(self.rows) == 1:
+            A, B_t, alpha = self._summed(self.sums[0], parameters)
+            return Stack(A.t()[None], B_t[None], alpha)
+        r = self._rank()
+        every = [self._padded(terms, parameters, r) for terms in self.sums]
+        pick, groups = itemgetter(*self.rows), len(self.rows)
+        A = torch.cat(pick([matrices.A for matrices in every]))
+        B_t = torch.cat(pick([matrices.B_t for matrices in every]))
+        return Stack(A.view(groups, r, -1).mT, B_t.view(groups, r, -1))
+
+    def _summed(self, terms: Sum, parameters: Parameters) -> Matrices:
+        """Return one delta for the weighted sum of several."""
+        every = [(delta.matrices(parameters, self.device, self.dtype), factor) for delta, factor in terms]
+        alphas = [matrices.alpha * factor for matrices, factor in every]
+        if len(every) == 1:
+            return every[0][0]._replace(alpha=alphas[0])
+        common = alphas[0] if len(set(alphas)) == 1 else 1.0
+        B_t = [folded(matrices.B_t, alpha / common) for (matrices, _), alpha in zip(every, alphas, strict=True)]
+        return Matrices(torch.cat([matrices.A for matrices, _ in every]), torch.cat(B_t), common)
+
+    def _padded(self, terms: Sum, parameters: Parameters, r: int) -> Matrices:
+        if len(terms) == 1:
+            ((delta, factor),) = terms
+            return delta.padded(parameters, self.device, self.dtype, r, factor)
+        if terms:
+            return padded(self._summed(terms, parameters), r)
+        delta = next(delta for terms in self.sums for delta, _ in terms)
+        zeros = torch.zeros(r, delta.in_features + delta.out_features, device=self.device, dtype=self.dtype)
+        return Matrices(zeros[:, : delta.in_features].contiguous(), zeros[:, delta.in_features :].contiguous(), 1.0)
+
+    def _rank(self) -> int:
+        ranks = {sum(delta.r for delta, _ in terms) for terms in self.sums if terms}
+        return ranks.pop() if len(ranks) == 1 else -(-max(ranks) // _RANK_STEP) * _RANK_STEP
+
+    def split(self, found: Gradients, stack: Stack) -> dict[str, Tensor]:
+        """Return the gradient of each trained parameter from those of the *stack*."""
+        assert found.A is not None and found.B is not None  # noqa: S101, PT018 - for the type checker
+        total: dict[str, Tensor] = {}
+        for number, terms in enumerate(self.sums):
+            groups = [group for group, row in enumerate(self.rows) if row == number]
+            start = 0
+            for delta, factor in terms:
+                columns = slice(start, start + delta.r)
+                start += delta.r
+                if not delta.parameter_names:
+                    continue
+                # What of the factor is not in the stack's alpha is folded into B.
+                fold = delta.alpha * factor / stack.alpha if stack.alpha else 1.0
+                dA = _total(found.A, groups)[columns]
+                dB = _total(found.B, groups)[:, columns] * fold
+                for name, gradient in delta.split(dA, dB):
+                    total[name] = total[name] + gradient if name in total else gradient
+        return total
+
+
+def _total(tensor: Tensor, groups: list[int]) -> Tensor:
+    return tensor[groups[0]] if len(groups) == 1 else tensor[groups].sum(0)
+
+
+class Step:
+    """What one module adds to its output under one plan, for inputs on one device in one dtype."""
+
+    __slots__ = ("device", "dtype", "has_dropout", "layers", "parameter_names", "rows")
+
+    def __init__(self, layers: tuple[Layer, ...], rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.layers = layers
+        self.rows = rows  # that choose on their own; 1 if all run the same
+        self.device = device
+        self.dtype = dtype  # in which the input is computed with
+        self.has_dropout = any(layer.dropout for layer in layers)
+        deltas = [delta for layer in layers for terms in layer.sums for delta, _ in terms]
+        # What is trained, of the module's parameters.
+        self.parameter_names = tuple(dict.fromkeys(name for delta in deltas for name in delta.parameter_names))
+
+    def add_to(self, y: Tensor, x: Tensor, parameters: Parameters, seed: int | None = None) -> None:
+        """Add to *y* ``[..., out]``, in place, what the deltas compute from *x* ``[..., in]``."""
+        for layer in self.layers:
+            add(y, x, layer.stack(parameters), layer.dropout_from(seed))
+
+    def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
+        """Return the same as a new tensor, by operations that torch's transforms and exporters know."""
+        for layer in self.layers:
+            y = added(y, functional.dropout(x, layer.dropout, training), layer.stack(parameters))
+        return y
+
+    def gradients(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        dtype: torch.dtype,
+        parameters: Parameters,
+        seed: int | None,
+        *,
+        wants_x: bool,
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the gradients of the input, in *dtype*, and of each parameter, by name, for *dy* ``[..., out]``.
+
+        *x* is needed only if parameters are trained.
+        """
+        dx: Tensor | None = None
+        found: dict[str, Tensor] = {}
+        for layer in self.layers:
+            stack, more = layer.stack(parameters), None
+            if layer.is_trained and x is not None:
+                of_stack = gradients(dy, x, stack, layer.dropout_from(seed), wants_x=wants_x)
+                found |= layer.split(of_stack, stack)
+                more = of_stack.x
+            elif wants_x:
+                more = input_gradient(dy, stack, dtype)
+            dx = more if dx is None or more is None else dx + more
+        return dx, found
+
+
+def make_step(
+    sums: tuple[Sum, ...],
+    rows: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    may_keep: MayKeep,
+    *,
+    wide: Parameters,
+) -> Step:
+    """Return the step of a module whose groups of *rows* run *sums*.
+
+    Args:
+        sums: The distinct sums of deltas.
+        rows: Which of them each group of rows runs; one entry if all rows run the same.
+        device: Where the inputs are.
+        dtype: In which the inputs are computed with.
+        may_keep: Asked before the matrices of a route are kept.
+        wide: Trained parameters that compute in their own dtype if it is the wider one, so that gradients are not
+            rounded.
+    """
+    deltas = {delta: None for terms in sums for delta, _ in terms}
+    compute = dtype
+    for name in (name for delta in deltas for name in delta.parameter_names if name in wide):
+        compute = torch.promote_types(compute, wide[name].dtype)
+    layers = []
+    for p in sorted({delta.dropout for delta in deltas}):
+        of_p = tuple(tuple(term for term in terms if term[0].dropout == p) for terms in sums)
+        layers.append(Layer(of_p, rows, p, device, compute, may_keep))
+    return Step(tuple(layers), len(rows), device, dtype)
