@@ -139,6 +139,11 @@ class AppliedAdapter:
         """Take in what the adapter adds to its modules."""
         self._deltas = deltas
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of its deltas."""
+        return max((delta.r for delta in self._deltas.values()), default=0)
+
     def weights(self) -> AdapterWeights:
         """Return A and B of each module, and the tensors of each head, as they are now."""
         patch = self._attached_patch()

@@ -9,7 +9,7 @@ forwards that this node starts see that scope again.
 from __future__ import annotations
 
 import functools
-import weakref
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class Choice:
     plan: tuple[object, Plan] | None = None
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class _Scope:
     """The choices of one context, by model, and the node of the backward in which they were made, if in one."""
 
@@ -87,12 +87,13 @@ class _Recomputation:
     """Forwards that *node* of a backward starts belong to the scope of the forward that saved its tensors."""
 
     node: _Node
-    scope: weakref.ref[_Scope]
+    scope: _Scope
 
 
 _EVERYTHING_DEFAULT = _Scope(MappingProxyType({}))
 _scope: ContextVar[_Scope] = ContextVar("lora_hub_scope", default=_EVERYTHING_DEFAULT)
-_recomputation: ContextVar[_Recomputation | None] = ContextVar("lora_hub_recomputation", default=None)
+# Of each thread, not of its context: compiled backwards run in a copy of the context in which `backward` was called.
+_thread = threading.local()
 # What each block that is entered in this context has to give back when it is left.
 _entered: ContextVar[tuple[tuple[_Scope, saved_tensors_hooks | None], ...]] = ContextVar("lora_hub_entered", default=())
 
@@ -114,9 +115,9 @@ def _current_scope() -> _Scope:
     if scope.during == node:
         return scope
     # In a backward, whatever context it runs in: what counts is the context of the forward.
-    recomputation = _recomputation.get()
+    recomputation: _Recomputation | None = getattr(_thread, "recomputation", None)
     if node is not None and recomputation is not None and recomputation.node == node:
-        return recomputation.scope() or _EVERYTHING_DEFAULT
+        return recomputation.scope
     return _EVERYTHING_DEFAULT
 
 
@@ -142,8 +143,19 @@ def _unpack(saved: _Saved) -> Tensor:
         )
     node = _running_node()
     if node is not None:
-        _recomputation.set(_Recomputation(node, weakref.ref(saved.scope)))
+        _remember(_Recomputation(node, saved.scope))
     return saved.tensor
+
+
+def _remember(recomputation: _Recomputation) -> None:
+    """Let forwards of this node see the scope, until the backward ends: it keeps the model alive."""
+    before: _Recomputation | None = getattr(_thread, "recomputation", None)
+    _thread.recomputation = recomputation
+    if before is None or before.node[0] != recomputation.node[0]:
+        # It runs at the end of this backward, maybe in another thread.
+        torch.autograd.Variable._execution_engine.queue_callback(  # noqa: SLF001
+            functools.partial(_thread.__dict__.pop, "recomputation", None)
+        )
 
 
 def _version(tensor: Tensor) -> int:

@@ -37,7 +37,7 @@ class Delta:
     given to each call.
     """
 
-    __slots__ = ("_kept", "_padded", "alpha", "dropout", "in_features", "out_features", "parameter_names", "parts", "r")
+    __slots__ = ("_kept", "alpha", "dropout", "in_features", "out_features", "parameter_names", "parts", "r")
 
     def __init__(
         self, parts: tuple[AdaptedPart, ...], in_features: int, out_features: int, dropout: float = 0.0
@@ -51,7 +51,6 @@ class Delta:
         # What is trained, of the module's parameters; none of a frozen adapter.
         self.parameter_names = tuple(name for adapted in parts for name in adapted.factors.parameter_names)
         self._kept: tuple[torch.device, torch.dtype, Matrices] | None = None
-        self._padded: tuple[tuple[torch.device, torch.dtype, int, float], Matrices] | None = None
 
     def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
         """Return A and B of each part as they are stored."""
@@ -72,18 +71,6 @@ class Delta:
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = kept = (device, dtype, self._stacked(parameters, device, dtype))
         return kept[2]
-
-    def padded(
-        self, parameters: Parameters, device: torch.device, dtype: torch.dtype, r: int, factor: float
-    ) -> Matrices:
-        """Return A and B with zeros up to rank *r* and all factors folded into B: alpha is 1, both are contiguous."""
-        if self.parameter_names:
-            return padded(scaled(self.matrices(parameters, device, dtype), factor), r)
-        key, kept = (device, dtype, r, factor), self._padded
-        if kept is None or kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._padded = kept = (key, padded(scaled(self.matrices(parameters, device, dtype), factor), r))
-        return kept[1]
 
     def _stacked(self, parameters: Parameters, device: torch.device, dtype: torch.dtype) -> Matrices:
         pairs = [adapted.factors.stored(parameters) for adapted in self.parts]
@@ -120,11 +107,6 @@ class Delta:
         for adapted in self.parts:
             yield slice(start, start + adapted.part.r), adapted
             start += adapted.part.r
-
-
-def scaled(matrices: Matrices, factor: float) -> Matrices:
-    """Return *matrices* times *factor*."""
-    return matrices._replace(alpha=matrices.alpha * factor)
 
 
 def padded(matrices: Matrices, r: int) -> Matrices:

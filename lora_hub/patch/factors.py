@@ -115,6 +115,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which frozen adapters compute with *x*: its own, or autocast's."""
+    return (_is_any_autocast_enabled() and autocast_dtype(x)) or x.dtype
+
+
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001 - for all kinds of devices at once
+
+
 def delta_weight(
     pairs: Iterable[tuple[PartWeights, float]], shape: tuple[int, int], *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

@@ -50,16 +50,17 @@ class AdaptedModule(nn.Module):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             if record.replacements:
                 return _uncompiled(self, args, kwargs)
-            return add_compiled(self, self._fresh(super().forward(*args, **kwargs)), _first(args, kwargs))
+            y = super().forward(*args, **kwargs)
+            return add_compiled(self, y if self.lora_hub_output_is_fresh else y.clone(), _first(args, kwargs))
         plan = record.patch.plan()
         if plan.is_bare:
             return super().forward(*args, **kwargs)
         if record.replacements and any(names := plan.replacing(record)):
             return run_replaced(self, record, names, plan.rows, super().forward, args, kwargs)
-        return plan.add(self, record, self._fresh(super().forward(*args, **kwargs)), _first(args, kwargs))
-
-    def _fresh(self, y: Tensor) -> Tensor:
-        return y if self.lora_hub_output_is_fresh else y.clone()
+        y = super().forward(*args, **kwargs)
+        if not self.lora_hub_output_is_fresh:
+            y = y.clone()
+        return plan.add(self, record, y, args[0] if args else _first(args, kwargs))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -17,12 +17,15 @@ from lora_hub.patch.layer import check_can_be_restored, restore_module
 from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
 from lora_hub.patch.plan import Plan, make_plan
 from lora_hub.patch.record import Record, record_of
+from lora_hub.patch.table import Table
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
 PATCH = "_lora_hub_patch"  # in the instance dict of the model
 _PLANS = 64  # that are kept for choices that come again
+_TABLES = 2  # that are kept for routes that come again
+_SPARE = 2  # how many choices a table may have, for each that a route needs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,19 +75,21 @@ class ModelPatch:
         self.model = model
         self.state = State.of({}, (), ())
         self._plans: dict[tuple[tuple[str, float], ...], Plan] = {}
+        self._tables: tuple[Table, ...] = ()
         self._frozen: FrozenBase | None = None
 
     # What runs
 
     def plan(self) -> Plan:
         """Return what runs in the calling context. Called by every patched module at every call."""
-        choice, state = chosen(self), self.state
-        if choice is None:
-            return state.default
-        made = choice.plan
+        choice = chosen(self)
+        return self.state.default if choice is None else self._plan_of(choice)
+
+    def _plan_of(self, choice: Choice) -> Plan:
+        made, state = choice.plan, self.state
         if made is not None and made[0] is state:
             return made[1]
-        plan = made[1] if made is not None and made[1].holds(state.handles, state.merged) else self._plan(choice)
+        plan = made[1] if made is not None and made[1].holds(state.handles, state.merged) else self._new_plan(choice)
         choice.plan = (state, plan)
         return plan
 
@@ -94,18 +99,20 @@ class ModelPatch:
             if name not in self.state.handles:
                 known = ", ".join(sorted(self.state.handles)) or "none"
                 raise UsageError(f"no adapter `{name}` on this model", hint=f"its adapters: {known}")
-        state = self.state
-        choice.plan = (state, self._plan(choice))
+        self._plan_of(choice)
 
-    def _plan(self, choice: Choice) -> Plan:
+    def _new_plan(self, choice: Choice) -> Plan:
         """Return the plan of *choice*: if all rows run the same, the one that was last made for these weights."""
         state = self.state
-        if choice.meant:
-            others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
+        others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
+        if others:
             handles = {name: handle for name, handle in state.handles.items() if name not in others}
-            return make_plan(handles, state.merged, choice.sums, choice.rows)
+            return make_plan(handles, state.merged, choice.sums, choice.rows)  # raises
         if len(choice.rows) > 1:
-            return make_plan(state.handles, state.merged, choice.sums, choice.rows)
+            plan = make_plan(state.handles, state.merged, choice.sums, choice.rows)
+            if not any(handle.trainable for handle in plan.handles):
+                plan.use_table(self._table_of(plan))
+            return plan
         key = tuple(choice.sums[0].items())
         plan = self._plans.get(key)
         if plan is None or not plan.holds(state.handles, state.merged):
@@ -113,6 +120,18 @@ class ModelPatch:
             for oldest in list(self._plans)[:-_PLANS]:
                 self._plans.pop(oldest, None)
         return plan
+
+    def _table_of(self, plan: Plan) -> Table:
+        """Return a table that has the choices of *plan* and not many others; routes to come will find it."""
+        tables = [table for table in self._tables if table.holds(self.state.handles)]
+        wanted = dict.fromkeys(plan.sums)
+        for table in tables:
+            if wanted.keys() <= table.number_of.keys() and len(table.sums) <= _SPARE * len(wanted):
+                return table
+        also = tables[0].sums if tables and len(wanted.keys() | tables[0].number_of) <= _SPARE * len(wanted) else ()
+        table = Table((*wanted, *also))
+        self._tables = (table, *tables)[:_TABLES]
+        return table
 
     def set_active(self, handle: AppliedAdapter, *, active: bool) -> None:
         """Put *handle* into the default set, or take it out."""

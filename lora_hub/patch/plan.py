@@ -9,24 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from lora_hub.errors import StateError
-from lora_hub.patch.factors import autocast_dtype
+from lora_hub.patch.factors import autocast_dtype, computing_dtype
 from lora_hub.patch.node import add_with_gradients
 from lora_hub.patch.record import Record
 from lora_hub.patch.rows import check_rows
+from lora_hub.patch.stack import add
 from lora_hub.patch.step import Step, make_step
+from lora_hub.patch.table import Order, Table, Terms
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
-Terms = tuple[tuple["AppliedAdapter", float], ...]  # what runs on top of the weights, each with weight x scale
-
-_KEPT_BYTES = 256 * 1024 * 1024  # bytes of gathered matrices that one route keeps, over all modules
+_ONE = Order((0,), 1)
+_is_grad_enabled = torch.is_grad_enabled
 
 
 class Plan:
     """What each row of a batch runs, and what every module made of that: immutable but for what it keeps."""
 
-    __slots__ = ("_bytes_left", "_steps", "handles", "merged", "rows", "sums")
+    __slots__ = ("_steps", "handles", "is_bare", "merged", "order", "rows", "sums", "table")
 
     def __init__(
         self,
@@ -37,49 +38,52 @@ class Plan:
     ) -> None:
         self.sums = sums
         self.rows = rows
+        self.is_bare = not any(sums)  # nothing runs on top of the weights
         self.handles = handles  # that were chosen, also with weight 0
         self.merged = merged  # at the time; more or less would need another plan
+        self.table: Table | None = None  # computes what it can: inference with frozen adapters, each row its own
+        self.order = _ONE
         self._steps: dict[Record, Step] = {}
-        self._bytes_left = _KEPT_BYTES
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.sums, self.rows, self.handles, self.merged
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.sums, self.rows, self.handles, self.merged = state
-        self._steps = {}
-        self._bytes_left = _KEPT_BYTES
+        self.__init__(*state)  # type: ignore[misc]
 
     def holds(self, handles: Mapping[str, AppliedAdapter], merged: tuple[AppliedAdapter, ...]) -> bool:
         """Whether the plan is right still when these *handles* are there and *merged* is merged."""
         return self.merged == merged and all(handles.get(handle.name) is handle for handle in self.handles)
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether nothing runs on top of the weights."""
-        return len(self.sums) == 1 and not self.sums[0]
+    def use_table(self, table: Table) -> None:
+        """Let *table* compute what it can."""
+        self.order = table.order(self.rows, self.sums)
+        self.table = table
 
     def add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
         """Return *y* plus what the adapters compute in *module* from its input *x*; *y* is changed in place."""
+        if self.table is not None and not _is_grad_enabled() and self.table.add(module, record, y, x, self.order):
+            return y
         step = self.step(module, record, x)
-        if not step.layers:
+        kept = step.kept
+        if kept is not None and not _is_grad_enabled():
+            add(y, x, kept)
             return y
-        names = step.parameter_names
-        if not torch.is_grad_enabled() or not (names or x.requires_grad or y.requires_grad):
-            step.add_to(y, x, {name: getattr(module, name) for name in names}, _seed(module, step))
+        parameters = {name: getattr(module, name) for name in step.parameter_names}
+        if not (_is_grad_enabled() and (parameters or x.requires_grad or y.requires_grad)):
+            step.add_to(y, x, parameters, _seed(module, step))
             return y
-        parameters = {name: getattr(module, name) for name in names}
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():  # noqa: SLF001
             return step.added_to(y, x, parameters, training=module.training)
         return add_with_gradients(y, x, step, parameters, _seed(module, step))
 
     def step(self, module: nn.Module, record: Record, x: Tensor) -> Step:
         """Return what *module* computes for inputs such as *x*."""
-        dtype = x.dtype if not torch._C._is_any_autocast_enabled() else autocast_dtype(x) or x.dtype  # noqa: SLF001
+        dtype = computing_dtype(x)
         step = self._steps.get(record)
         if step is None or step.dtype is not dtype or step.device != x.device:
             self._steps[record] = step = self._make_step(module, x, dtype)
-        if step.rows > 1 and step.layers:
+        if step.rows > 1:
             check_rows(x, step.rows, record)
         return step
 
@@ -91,13 +95,7 @@ class Plan:
         )
         names = [name for delta in found.values() if delta is not None for name in delta.parameter_names]
         wide = {} if autocast_dtype(x) else {name: getattr(module, name) for name in names}
-        return make_step(sums, self.rows, x.device, dtype, self._may_keep, wide=wide)
-
-    def _may_keep(self, size: int) -> bool:
-        if size > self._bytes_left:
-            return False
-        self._bytes_left -= size
-        return True
+        return make_step(sums, self.rows, x.device, dtype, wide=wide)
 
     def replacing(self, record: Record) -> tuple[str | None, ...]:
         """Return, for each of the sums, whose copy is run in place of the module; None is the module itself."""

@@ -25,6 +25,14 @@ class Stack:
     B_t: Tensor  # [G, R, out]
     alpha: float = 1.0
 
+    def of(self, groups: Tensor) -> Stack:
+        """Return the stack of the *groups* with these numbers."""
+        return Stack(self.A_t.mT.index_select(0, groups).mT, self.B_t.index_select(0, groups), self.alpha)
+
+    def one(self, group: int) -> Stack:
+        """Return the stack of one group."""
+        return Stack(self.A_t[group : group + 1], self.B_t[group : group + 1], self.alpha)
+
     def grouped(self, tensor: Tensor) -> Tensor:
         """Return *tensor* ``[..., n]`` as ``[G, T, n]``: its rows, in order, divided evenly among the groups."""
         return tensor.reshape(self.A_t.shape[0], -1, tensor.shape[-1])
@@ -47,14 +55,16 @@ class Dropout:
 
 def add(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None = None) -> None:
     """Add the delta to *y* ``[..., out]`` in place, from *x* ``[..., in]``; the sum is rounded once."""
-    A_t, B_t = stack.A_t, stack.B_t
-    if x.dtype is not B_t.dtype or y.dtype is not B_t.dtype or dropout is not None or not y.is_contiguous():
+    A_t = stack.A_t
+    if dropout is not None or x.dtype is not A_t.dtype or y.dtype is not x.dtype:
         _add_in_blocks(y, x, stack, dropout)
     elif x.dim() == 3 == y.dim() and x.shape[0] == A_t.shape[0]:  # noqa: PLR2004 - grouped already
-        y.baddbmm_(torch.bmm(x, A_t), B_t, alpha=stack.alpha)
-    else:
+        y.baddbmm_(torch.bmm(x, A_t), stack.B_t, alpha=stack.alpha)
+    elif y.is_contiguous():
         s = torch.bmm(stack.grouped(x), A_t)  # [G, T, in] @ [G, in, R] -> [G, T, R]
-        y.view(A_t.shape[0], -1, y.shape[-1]).baddbmm_(s, B_t, alpha=stack.alpha)
+        y.view(A_t.shape[0], -1, y.shape[-1]).baddbmm_(s, stack.B_t, alpha=stack.alpha)
+    else:
+        _add_in_blocks(y, x, stack, dropout)
 
 
 def _add_in_blocks(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None) -> None:

@@ -16,13 +16,23 @@ from lora_hub.patch.stack import Dropout, Gradients, Stack, add, added, gradient
 Sum = tuple[tuple[Delta, float], ...]  # deltas and their factors; empty is the bare base
 MayKeep = Callable[[int], bool]  # whether so many bytes more may be kept
 
-_RANK_STEP = 8  # mixed ranks of a route are padded to a multiple
+_LEAST_RANK = 8
+
+
+def sum_rank(terms: Sum) -> int:
+    """Return the rank of a sum of deltas, computed at once."""
+    return sum(delta.r for delta, _ in terms)
+
+
+def padded_rank(r: int) -> int:
+    """Return the rank to which *r* is padded where several are stacked: a power of two, so that few sizes occur."""
+    return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else 0
 
 
 class Layer:
     """Deltas that are computed at once: a sum for each group of rows, all with one probability of dropout."""
 
-    __slots__ = ("_calls", "_kept", "_may_keep", "device", "dropout", "dtype", "is_trained", "rows", "sums")
+    __slots__ = ("_calls", "_may_keep", "device", "dropout", "dtype", "is_trained", "kept", "rows", "sums")
 
     def __init__(
         self,
@@ -31,7 +41,7 @@ class Layer:
         dropout: float,
         device: torch.device,
         dtype: torch.dtype,
-        may_keep: MayKeep,
+        may_keep: MayKeep | None = None,  # asked before the matrices of several groups are kept
     ) -> None:
         self.sums = sums
         self.rows = rows
@@ -40,23 +50,26 @@ class Layer:
         self.dtype = dtype
         self.is_trained = any(delta.parameter_names for terms in sums for delta, _ in terms)
         self._may_keep = may_keep
-        self._kept: Stack | None = None
+        self.kept: Stack | None = None
         self._calls = 0
 
     def stack(self, parameters: Parameters) -> Stack:
         """Return the matrices of all groups of rows; those of frozen adapters are kept."""
-        if self._kept is not None:
-            return self._kept
+        if self.kept is not None:
+            return self.kept
         if self.is_trained:
             return self._stack(parameters)
         # They may be needed for a backward, also if this call is under `inference_mode`.
         with torch.inference_mode(False), torch.no_grad():
             stack = self._stack(parameters)
-        self._calls += 1
-        # A route that is run once would only fill memory.
-        if len(self.rows) == 1 or (self._calls > 1 and self._may_keep(stack.A_t.nbytes + stack.B_t.nbytes)):
-            self._kept = stack
+        if len(self.rows) == 1 or self._is_worth_keeping(stack):
+            self.kept = stack
         return stack
+
+    def _is_worth_keeping(self, stack: Stack) -> bool:
+        # What is run once would only fill memory.
+        self._calls += 1
+        return self._may_keep is not None and self._calls > 1 and self._may_keep(stack.A_t.nbytes + stack.B_t.nbytes)
 
     def dropout_from(self, seed: int | None) -> Dropout | None:
         """Return what is dropped under *seed*; nothing without one."""
@@ -66,7 +79,7 @@ class Layer:
         if len(self.rows) == 1:
             A, B_t, alpha = self._summed(self.sums[0], parameters)
             return Stack(A.t()[None], B_t[None], alpha)
-        r = self._rank()
+        r = padded_rank(max(sum_rank(terms) for terms in self.sums))
         every = [self._padded(terms, parameters, r) for terms in self.sums]
         pick, groups = itemgetter(*self.rows), len(self.rows)
         A = torch.cat(pick([matrices.A for matrices in every]))
@@ -84,18 +97,11 @@ class Layer:
         return Matrices(torch.cat([matrices.A for matrices, _ in every]), torch.cat(B_t), common)
 
     def _padded(self, terms: Sum, parameters: Parameters, r: int) -> Matrices:
-        if len(terms) == 1:
-            ((delta, factor),) = terms
-            return delta.padded(parameters, self.device, self.dtype, r, factor)
         if terms:
             return padded(self._summed(terms, parameters), r)
         delta = next(delta for terms in self.sums for delta, _ in terms)
         zeros = torch.zeros(r, delta.in_features + delta.out_features, device=self.device, dtype=self.dtype)
         return Matrices(zeros[:, : delta.in_features].contiguous(), zeros[:, delta.in_features :].contiguous(), 1.0)
-
-    def _rank(self) -> int:
-        ranks = {sum(delta.r for delta, _ in terms) for terms in self.sums if terms}
-        return ranks.pop() if len(ranks) == 1 else -(-max(ranks) // _RANK_STEP) * _RANK_STEP
 
     def split(self, found: Gradients, stack: Stack) -> dict[str, Tensor]:
         """Return the gradient of each trained parameter from those of the *stack*."""
@@ -125,11 +131,12 @@ def _total(tensor: Tensor, groups: list[int]) -> Tensor:
 class Step:
     """What one module adds to its output under one plan, for inputs on one device in one dtype."""
 
-    __slots__ = ("device", "dtype", "has_dropout", "layers", "parameter_names", "rows")
+    __slots__ = ("device", "dtype", "has_dropout", "kept", "layers", "parameter_names", "rows")
 
     def __init__(self, layers: tuple[Layer, ...], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self.layers = layers
-        self.rows = rows  # that choose on their own; 1 if all run the same
+        self.rows = rows if layers else 1  # that choose on their own; 1 if all run the same
+        self.kept: Stack | None = None  # what is all there is to compute, as long as nothing is trained
         self.device = device
         self.dtype = dtype  # in which the input is computed with
         self.has_dropout = any(layer.dropout for layer in layers)
@@ -141,6 +148,8 @@ class Step:
         """Add to *y* ``[..., out]``, in place, what the deltas compute from *x* ``[..., in]``."""
         for layer in self.layers:
             add(y, x, layer.stack(parameters), layer.dropout_from(seed))
+        if len(self.layers) == 1:
+            self.kept = self.layers[0].kept
 
     def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
         """Return the same as a new tensor, by operations that torch's transforms and exporters know."""
@@ -181,7 +190,6 @@ def make_step(
     rows: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
-    may_keep: MayKeep,
     *,
     wide: Parameters,
 ) -> Step:
@@ -192,7 +200,6 @@ def make_step(
         rows: Which of them each group of rows runs; one entry if all rows run the same.
         device: Where the inputs are.
         dtype: In which the inputs are computed with.
-        may_keep: Asked before the matrices of a route are kept.
         wide: Trained parameters that compute in their own dtype if it is the wider one, so that gradients are not
             rounded.
     """
@@ -203,5 +210,5 @@ def make_step(
     layers = []
     for p in sorted({delta.dropout for delta in deltas}):
         of_p = tuple(tuple(term for term in terms if term[0].dropout == p) for terms in sums)
-        layers.append(Layer(of_p, rows, p, device, compute, may_keep))
+        layers.append(Layer(of_p, rows, p, device, compute))
     return Step(tuple(layers), len(rows), device, dtype)
