@@ -51,14 +51,16 @@ def apply(model: nn.Module, adapter: VerifiedAdapter, options: Options) -> Appli
     """Return a handle on *adapter*, now attached to *model*; the errors are those of `lora_hub.apply_adapter`."""
     model = unwrap(model)
     weights = load_weights(adapter)
-    check_fits(model, adapter, allow_other_base=options.allow_other_base)
-    return attach(model, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
+    everything = modules_by_path(model)
+    check_fits(model, everything, adapter, allow_other_base=options.allow_other_base)
+    return attach(model, everything, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
 
 
 # What is made under the caller's `inference_mode` could never be trained, nor saved for a backward.
 @torch.inference_mode(False)
 def attach(
     model: nn.Module,
+    everything: Mapping[str, nn.Module],
     info: AdapterInfo,
     modules: Mapping[str, tuple[PartWeights, ...]],
     heads: Mapping[str, Mapping[str, Tensor] | None],
@@ -68,6 +70,7 @@ def attach(
 
     Args:
         model: Any model, unwrapped.
+        everything: Its modules by path.
         info: What is known about the adapter.
         modules: A and B by path of a linear module.
         heads: The values of replaced modules, by path; None starts from the base's own values.
@@ -75,7 +78,6 @@ def attach(
     """
     patch: ModelPatch = model.__dict__.get(PATCH) or ModelPatch(model)
     predecessor = _predecessor(patch, options)
-    everything = modules_by_path(model)
     handle = AppliedAdapter(
         name=options.name,
         info=info,

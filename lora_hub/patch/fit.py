@@ -10,22 +10,26 @@ from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.fields import printable
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError
-from lora_hub.patch.projections import features, is_linear, linear_modules, model_type, modules_by_path
+from lora_hub.patch.projections import features, is_linear, linear_modules, model_type
 
 _OTHER_BASE = "load the base model that the adapter was trained on (`lora-hub info` names it, if it is known)"
 
 
-def check_fits(model: nn.Module, adapter: VerifiedAdapter, *, allow_other_base: bool) -> None:
-    """Raise `CompatibilityError` unless every tensor of *adapter* has its one place in *model*, and none is missing."""
+def check_fits(
+    model: nn.Module, modules: Mapping[str, nn.Module], adapter: VerifiedAdapter, *, allow_other_base: bool
+) -> None:
+    """Raise `CompatibilityError` unless every tensor of *adapter* has its one place in *model*, and none is missing.
+
+    *modules* are those of the model, by path.
+    """
     made_for, found = adapter.manifest.base.model_type, model_type(model)
     if made_for is not None and found is not None and made_for != found and not allow_other_base:
         raise CompatibilityError(
             f"the adapter was made for a base of type {printable(made_for)}, this model is a {printable(found)}",
             hint="load the adapter's own base; `allow_other_base=True` applies it all the same, if the shapes fit",
         )
-    modules = modules_by_path(model)
     _check_modules(model, modules, adapter)
-    _check_nothing_is_missing(model, modules, adapter.config, adapter)
+    _check_nothing_is_missing(modules, adapter.config, adapter)
 
 
 def _check_modules(model: nn.Module, modules: Mapping[str, nn.Module], adapter: VerifiedAdapter) -> None:
@@ -71,10 +75,10 @@ def _where_else(modules: Mapping[str, nn.Module], path: str) -> str:
 
 
 def _check_nothing_is_missing(
-    model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig, adapter: VerifiedAdapter
+    modules: Mapping[str, nn.Module], config: AdapterConfig, adapter: VerifiedAdapter
 ) -> None:
     """What the config targets in this model must have its tensors: a part of an adapter is another adapter."""
-    targeted = config.targets(linear_modules(model)) or frozenset()
+    targeted = config.targets(linear_modules(modules)) or frozenset()
     missing = sorted(targeted - {module.path for module in adapter.layout.modules})
     heads = [path for path in modules if config.replaces(path)]
     outermost = [path for path in heads if not any(path.startswith(f"{other}.") for other in heads)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lora_hub.architecture import PARTS, Rows
-from lora_hub.documents.adapter_layout import plain_path
+from lora_hub.documents.adapter_layout import WRAPPERS
 from lora_hub.documents.module_names import is_named
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.plugin_manager import plugins
@@ -19,7 +19,10 @@ Target = tuple[str | None, Rows | None]  # part and rows of a fused module; (Non
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight of *module* is stored ``[in, out]``: transformers' Conv1D."""
-    return any((c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__)
+    # It has its width under this name; looking there first is quick for all other modules.
+    return "nf" in module.__dict__ and any(
+        (c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__
+    )
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -40,12 +43,29 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules inside of *model* by path, where what torch.compile and FSDP insert does not count."""
-    return {plain_path(path): module for path, module in model.named_modules(remove_duplicate=False) if path}
+    found: dict[str, nn.Module] = {}
+    _collect(model, "", found)
+    return found
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear modules of *model* by path; one that stands at several paths by its first."""
-    return {plain_path(path): module for path, module in model.named_modules() if path and is_linear(module)}
+def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Module]) -> None:
+    for name, child in module._modules.items():  # noqa: SLF001 - several times faster than `named_modules`
+        if child is None:
+            continue
+        path = prefix.removesuffix(".") if name in WRAPPERS else f"{prefix}{name}"
+        if path:
+            found[path] = child
+        if child._modules:  # noqa: SLF001
+            _collect(child, f"{path}." if path else "", found)
+
+
+def linear_modules(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the linear ones of *modules*, by path; one that stands at several paths by its first."""
+    paths: dict[nn.Module, str] = {}
+    for path, module in modules.items():
+        if is_linear(module):
+            paths.setdefault(module, path)
+    return {path: module for module, path in paths.items()}
 
 
 def model_type(model: nn.Module) -> str | None:
@@ -73,7 +93,7 @@ def locate(model: nn.Module, targets: Iterable[str]) -> dict[str, tuple[Target, 
     wanted = tuple(dict.fromkeys(targets))
     if not wanted:
         raise UsageError("no targets", hint='name parts such as ("q", "v"), or modules')
-    linear = linear_modules(model)
+    linear = linear_modules(modules_by_path(model))
     parts = [target for target in wanted if target in PARTS]
     found = _locate_parts(model, linear, parts) if parts else {}
     for name in (target for target in wanted if target not in PARTS):
@@ -106,7 +126,7 @@ def _locate_parts(model: nn.Module, linear: Mapping[str, nn.Module], parts: list
 
 
 def _names_nothing(model: nn.Module, target: str) -> CompatibilityError:
-    names = sorted({path.rpartition(".")[2] for path in linear_modules(model)})
+    names = sorted({path.rpartition(".")[2] for path in linear_modules(modules_by_path(model))})
     return CompatibilityError(
         f"the target `{target}` names nothing in this {type(model).__name__}",
         hint=f"its linear modules are called {', '.join(names) or 'nothing: it has none'}",

@@ -166,6 +166,6 @@ def _config(
         revision=info.base.revision,
     )
     # PEFT takes an entry of the list for the end of a path; a string must match the whole path.
-    if config.targets(linear_modules(model)) != frozenset(parts):
+    if config.targets(linear_modules(modules_by_path(model))) != frozenset(parts):
         config = replace(config, target_modules="|".join(re.escape(path) for path in ranks))
     return config

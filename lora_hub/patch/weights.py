@@ -64,14 +64,10 @@ def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
 def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
     info = adapter.tensors[key]
     dtype = _DTYPES[info.dtype]
-    content = adapter.buffer
-    if not math.prod(info.shape):
-        return torch.empty(info.shape, dtype=dtype)
-    if isinstance(content, bytes) or info.start % dtype.itemsize:
+    content, start = adapter.buffer, info.start
+    if isinstance(content, bytes) or start % dtype.itemsize:
         # torch wants a writable and aligned buffer.
-        content, start = bytearray(content[info.start : info.stop]), 0
-    else:
-        start = info.start
+        content, start = bytearray(content[start : info.stop]), 0
     return torch.frombuffer(content, dtype=dtype, count=math.prod(info.shape), offset=start).view(info.shape)
 
 
