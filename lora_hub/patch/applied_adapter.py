@@ -12,6 +12,8 @@ from lora_hub.documents.manifest import BaseModel
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import digest
+from lora_hub.patch.realised import Realised
+from lora_hub.patch.record import Keep
 from lora_hub.patch.weights import AdapterWeights
 
 if TYPE_CHECKING:
@@ -105,23 +107,51 @@ class AppliedAdapter:
         """Whether the delta is in the weights of the base at the moment."""
         return self in self.patch.state.merged
 
-    def merge(self) -> None:
+    def merge(self, *, keep: Keep = "originals", only: bool = False) -> None:
         """Add the delta to the weights of the base, at no further cost per call; `unmerge` gives back the same bits.
 
-        ``W0 + factor * B A`` is summed in float32 over all merged adapters and rounded once.
+        ``W0 + factor * B A`` is summed in float32 over all merged adapters and rounded once, in place: the parameters
+        stay the same objects at the same addresses. `realised` says how much of the delta the rounding leaves.
+
+        Args:
+            keep: What makes the way back exact. ``"originals"`` keeps a copy of each merged weight (100% of them).
+                ``"corrections"`` keeps the numbers that subtracting the delta does not give back: of a bfloat16 weight
+                2.6% for a delta of 1%, 6% for 3%, 15% for 10%; at any time one weight has a copy as well. It takes
+                longer, and what is changed while merged cannot be brought back, also not by ``force=True``. Heads
+                keep their originals in either way. All that is merged on one model shares one way.
+            only: Take out what else is merged, in the same pass over the weights.
 
         Raises:
             StateError: Already merged; weights that are tied, offloaded or quantised; a merged weight was changed.
         """
-        self._attached_patch().merge(self)
+        self._attached_patch().merge(self, keep=keep, only=only)
 
     def unmerge(self, *, force: bool = False) -> None:
         """Take the delta out of the weights again: the original bits, or those of what stays merged.
 
         Raises:
-            StateError: Not merged, or a merged weight was changed since; with *force* the original comes back anyway.
+            StateError: Not merged, or a merged weight was changed since; with *force* the original comes back anyway,
+                unless it was merged with ``keep="corrections"``.
         """
         self._attached_patch().unmerge(self, force=force)
+
+    def realised(self) -> Mapping[str, Realised]:
+        """Return, for each adapted module by path, how much of all that is merged its weight holds: gain and error.
+
+        Raises:
+            StateError: Not merged, or a merged weight was changed since.
+        """
+        return self._attached_patch().realised(self)
+
+    def kept_bytes(self) -> int:
+        """Return how many bytes the modules of this adapter keep at the moment so that `unmerge` is exact.
+
+        What an adapter shares with others that are merged into the same modules counts for each of them.
+        """
+        kept = self._attached_patch().kept_bytes(self)
+        # Training must not change what is known to be merged, so A and B are copied.
+        copied = self.weights().modules if self.trainable and self.merged else {}
+        return kept + sum(A.nbytes + B.nbytes for parts in copied.values() for _, A, B in parts)
 
     def remove(self) -> None:
         """Take the adapter off the model: same objects, same classes, same bits, same `requires_grad` as before."""

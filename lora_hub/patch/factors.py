@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -141,16 +140,3 @@ def add_delta(
         else:
             # addmm_ takes no mixed dtypes, and none of autocast's; add_ computes in the wider one and rounds once.
             y[..., outputs].add_(F.linear(s, B), alpha=factor)
-
-
-def delta_weight(
-    pairs: Iterable[tuple[PartWeights, float]], shape: tuple[int, int], *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return the sum of ``factor * B A`` as ``[out, in]``, accumulated in *dtype*, also under autocast."""
-    total = torch.zeros(shape, device=device, dtype=dtype)
-    with torch.autocast(device.type, enabled=False):
-        for (part, lora_A, lora_B), factor in pairs:
-            product = lora_B.to(device, dtype) @ lora_A.to(device, dtype)  # [rows, r] @ [r, in] -> [rows, in]
-            for outputs, rows in part.blocks(shape[0]):
-                total[outputs].add_(product[rows], alpha=factor * part.scaling)
-    return total

@@ -1,7 +1,10 @@
-"""Merged weights of one module: computed from the kept original, so that taking them back is exact.
+"""Merged weights of one module: computed from the original, so that taking them back is exact.
 
-Deltas are summed in float32 (float64 for a float64 base) and rounded once; `a.merge(); b.merge(); a.unmerge()` is
-therefore W0 + delta of b rounded once, whatever happened before.
+Deltas are summed in float32 (float64 for a float64 base) on top of the original and rounded once;
+`a.merge(); b.merge(); a.unmerge()` is therefore W0 + delta of b rounded once, whatever happened before.
+
+While a module is written its originals are in its record, whichever way they are kept afterwards. So an interruption
+anywhere leaves everything that is needed to write the module again.
 """
 
 from __future__ import annotations
@@ -13,108 +16,125 @@ from torch import Tensor, nn
 
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import checksum
-from lora_hub.patch.factors import delta_weight
-from lora_hub.patch.projections import features, is_transposed
-from lora_hub.patch.record import Merged, Record, record_of
+from lora_hub.patch.correction import correction_of, restored
+from lora_hub.patch.factors import PartWeights
+from lora_hub.patch.low_rank import LowRank, add_low_rank, low_rank
+from lora_hub.patch.projections import is_transposed
+from lora_hub.patch.realised import Realised, realised
+from lora_hub.patch.record import Content, Keep, Merged, Record
+
+_WEIGHT = "weight"
 
 
-def remerge(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> None:
-    """Make the weights of *module* those with exactly the adapters in *factors* (name to weight x scale) merged in.
+def content_of(module: nn.Module, record: Record, factors: Mapping[str, float]) -> Content:
+    """Return what the adapters in *factors* (name to weight x scale) are to *module*, as they are now."""
+    parts: list[tuple[PartWeights, float]] = []
+    head: dict[str, Tensor] = {}
+    for name, factor in factors.items():
+        if name in record.deltas:
+            parts += [(_as_now(weights), factor) for weights in record.deltas[name].weights(module)]
+        elif name in record.replacements:
+            head |= record.replacements[name].tensors(module)
+    return Content(tuple(parts), head)
 
-    Whenever this is interrupted, *record* has the originals: calling it again with other factors makes it right.
+
+def _as_now(weights: PartWeights) -> PartWeights:
+    """Return *weights* such that training does not change them: what is merged is known as long as it is."""
+    part, lora_A, lora_B = weights
+    if not (lora_A.requires_grad or lora_B.requires_grad):
+        return weights
+    return PartWeights(part, lora_A.detach().clone(), lora_B.detach().clone())
+
+
+def remerge(module: nn.Module, path: str, record: Record, content: Content, keep: Keep) -> None:
+    """Make the weights of *module* those with exactly *content* merged in, and keep in *record* the way back.
+
+    Whenever this is interrupted, *record* has the originals: calling it again with other content makes it right.
 
     Raises:
-        StateError: The sum is too large for the dtype of the weight; nothing was changed.
+        StateError: The sum is too large for the dtype of the weight, or there is no way back from what is merged.
     """
-    values = _merged_values(module, path, record, factors)
-    originals = dict(record.merged.originals) if record.merged is not None else {}
-    for name in values.keys() - originals.keys():
+    originals = dict(_originals(module, path, record.merged))
+    names = {*content.head, *([_WEIGHT] if content.parts else [])}
+    for name in names - originals.keys():
         originals[name] = _tensor(module, name).detach().clone()
-    record.merged = Merged(originals, {})
+    was_merged = record.merged is not None
+    record.merged = Merged(Content(), originals, {})
     with torch.no_grad():
-        for name in originals.keys() - values.keys():
+        for name in originals.keys() - names:
             _tensor(module, name).copy_(originals[name])
-        for name, value in values.items():
+        for name, value in content.head.items():
             _tensor(module, name).copy_(value)
-    kept = {name: originals[name] for name in values}
-    record.merged = Merged(kept, {name: checksum(_tensor(module, name)) for name in values}) if values else None
+        delta = _add(module, originals[_WEIGHT], content, is_original=not was_merged) if content.parts else None
+        for name in names:
+            _check_finite(f"{path}.{name}", _tensor(module, name))
+        record.merged = _kept(module, content, {name: originals[name] for name in names}, delta, keep)
 
 
-def _merged_values(module: nn.Module, path: str, record: Record, factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return the value of each tensor that the adapters in *factors* change."""
-    values: dict[str, Tensor] = {}
-    pairs = [
-        (weights, factor)
-        for name, factor in factors.items()
-        if name in record.deltas
-        for weights in record.deltas[name].weights(module)
-    ]
-    if pairs:
-        weight = _original(module, "weight")
-        accumulator = torch.promote_types(weight.dtype, torch.float32)
-        in_features, out_features = features(module)
-        with torch.no_grad():
-            delta = delta_weight(pairs, (out_features, in_features), device=weight.device, dtype=accumulator)
-        delta = delta.T if is_transposed(module) else delta
-        values["weight"] = delta.add_(weight.to(accumulator)).to(weight.dtype)
-    for name in factors:
-        if name in record.replacements:
-            state = record.replacements[name].tensors(module)
-            values |= {key: value.to(_tensor(module, key).dtype) for key, value in state.items()}
-    for name, value in values.items():
-        # The other dtypes have float32's exponents: what was finite in the sum stays finite.
-        if value.dtype is torch.float16 and not torch.isfinite(value).all():
-            raise StateError(
-                f"`{path}.{name}` plus the delta is too large for {value.dtype}", hint="use the adapter unmerged"
-            )
-    return values
+def _add(module: nn.Module, original: Tensor, content: Content, *, is_original: bool) -> LowRank:
+    """Write *original* plus the parts of *content* into the weight of *module*, and return their sum."""
+    weight = _tensor(module, _WEIGHT).detach()
+    delta = low_rank(content.parts, weight, transposed=is_transposed(module))
+    add_low_rank(weight, weight if is_original else original.to(weight.device, weight.dtype), delta)
+    return delta
 
 
-def _original(module: nn.Module, name: str) -> Tensor:
-    """Return the tensor *name* of *module* as it was before any merge."""
-    record = record_of(module)
-    kept = record.merged.originals if record is not None and record.merged is not None else {}
-    return kept.get(name, _tensor(module, name)).detach()
+def _kept(
+    module: nn.Module, content: Content, originals: dict[str, Tensor], delta: LowRank | None, keep: Keep
+) -> Merged | None:
+    if not originals:
+        return None
+    checksums = {name: checksum(_tensor(module, name)) for name in originals}
+    correction = None
+    if delta is not None and keep == "corrections":
+        weight = _tensor(module, _WEIGHT).detach()
+        correction = correction_of(originals.pop(_WEIGHT).to(weight.device, weight.dtype), weight, delta)
+    return Merged(content, originals, checksums, correction)
+
+
+def _originals(module: nn.Module, path: str, merged: Merged | None) -> Mapping[str, Tensor]:
+    """Return each tensor of *module* that *merged* changed as it was before any merge. Changes nothing."""
+    if merged is None or merged.correction is None:
+        return merged.originals if merged is not None else {}
+    weight = _tensor(module, _WEIGHT).detach()
+    with torch.no_grad():
+        delta = low_rank(merged.content.parts, weight, transposed=is_transposed(module))
+        original = restored(weight, delta, merged.correction)
+    if original is None:
+        raise StateError(
+            f"`{path}.{_WEIGHT}` cannot be computed back: it, or what was merged into it, was changed since, or it is "
+            'on another device; no copy of the original was kept (`keep="corrections"`)',
+            hint="the weights are as they were, merged; load the base model again to have it without the adapter",
+        )
+    return {**merged.originals, _WEIGHT: original}
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)  # type: ignore[no-any-return]
+    return getattr(module.get_submodule(owner) if owner else module, leaf)  # type: ignore[no-any-return]
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    # The other dtypes have float32's exponents: what was finite in the sum stays finite.
+    if value.dtype is torch.float16 and not torch.isfinite(value).all():
+        raise StateError(f"`{name}` plus the delta is too large for {value.dtype}", hint="use the adapter unmerged")
 
 
 def check_unchanged(module: nn.Module, path: str, record: Record) -> None:
     """Raise `StateError` if a merged tensor of *module* is not what the merge made of it."""
     for name, expected in record.merged.checksums.items() if record.merged is not None else ():
-        tensor = _tensor(module, name)
-        if tensor.dtype != record.merged.originals[name].dtype or checksum(tensor) != expected:  # type: ignore[union-attr]
+        if checksum(_tensor(module, name)) != expected:
             raise StateError(
                 f"`{path}.{name}` was changed while an adapter was merged into it",
                 hint="`unmerge(force=True)` gives back the original weights and drops the change",
             )
 
 
-def check_can_merge(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Raise `StateError` if a weight of *modules* cannot be merged into: computed, tied, offloaded, quantised."""
-    owners: dict[int, dict[int, str]] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():  # noqa: SLF001
-            owners.setdefault(id(parameter), {})[id(module)] = f"{path}.{name}"
-    for path, module in modules.items():
-        record, inside = record_of(module), {id(child) for child in module.modules()}
-        if record is not None and record.deltas and module._parameters.get("weight") is None:  # noqa: SLF001
-            raise StateError(f"`{path}.weight` is computed, not a parameter", hint="use the adapter unmerged")
-        for name, weight in module.named_parameters():
-            _check_weight(f"{path}.{name}", weight)
-            others = [full for owner, full in owners.get(id(weight), {}).items() if owner not in inside]
-            if others:
-                raise StateError(
-                    f"`{path}.{name}` is tied to `{others[0]}`, which the merge would change as well",
-                    hint="use the adapter unmerged, or untie the weights first",
-                )
-
-
-def _check_weight(name: str, weight: Tensor) -> None:
-    if weight.device.type == "meta":
-        raise StateError(f"`{name}` is offloaded", hint="use the adapter unmerged")
-    if not weight.is_floating_point() or weight.element_size() == 1:
-        raise StateError(f"`{name}` is quantised ({weight.dtype})", hint="use the adapter unmerged")
+def realised_delta(module: nn.Module, path: str, record: Record) -> Realised:
+    """Return how much of the deltas that are merged into *module* its weight holds."""
+    check_unchanged(module, path, record)
+    merged, weight = record.merged, _tensor(module, _WEIGHT).detach()
+    assert merged is not None  # noqa: S101 - for the type checker: the caller knows who is merged
+    original = _originals(module, path, merged)[_WEIGHT].to(weight.device)
+    parts = merged.content.parts
+    return realised(weight, original, low_rank(parts, weight, transposed=is_transposed(module), dtype=torch.float64))

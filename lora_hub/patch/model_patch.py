@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import nn
 
@@ -13,9 +13,12 @@ from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
 from lora_hub.patch.choice import Choice, Plan, chosen
 from lora_hub.patch.frozen_base import FrozenBase
 from lora_hub.patch.layer import check_can_be_restored, restore_module
-from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
+from lora_hub.patch.low_rank import full_precision
+from lora_hub.patch.merge import check_unchanged, content_of, realised_delta, remerge
+from lora_hub.patch.mergeable import check_can_merge
 from lora_hub.patch.plan import make_plan
-from lora_hub.patch.record import Record, record_of
+from lora_hub.patch.realised import Realised
+from lora_hub.patch.record import Content, Keep, Record, record_of
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
@@ -25,12 +28,13 @@ PATCH = "_lora_hub_patch"  # in the instance dict of the model
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """Who is there, who is active, who is merged, and what runs by default, which follows from the three."""
+    """Who is there, who is active, who is merged and how, and what runs by default, which follows from the three."""
 
     handles: Mapping[str, AppliedAdapter]
     active: tuple[AppliedAdapter, ...]
     merged: tuple[AppliedAdapter, ...]
     default: Plan
+    keep: Keep = "originals"  # of all that are merged
 
     @classmethod
     def of(
@@ -38,24 +42,25 @@ class State:
         handles: Mapping[str, AppliedAdapter],
         active: tuple[AppliedAdapter, ...],
         merged: tuple[AppliedAdapter, ...],
+        keep: Keep = "originals",
     ) -> State:
         """Return the state with these adapters; raise `StateError` if they cannot be together."""
         weights = {h.name: 1.0 for h in handles.values() if h in active or h in merged}
-        return cls(dict(handles), active, merged, make_plan(handles, merged, weights))
+        return cls(dict(handles), active, merged, make_plan(handles, merged, weights), keep)
 
     def without(self, handle: AppliedAdapter | None) -> State:
         """Return the state without *handle*."""
         handles = {name: other for name, other in self.handles.items() if other is not handle}
-        return State.of(handles, _without(self.active, handle), _without(self.merged, handle))
+        return State.of(handles, _without(self.active, handle), _without(self.merged, handle), self.keep)
 
     def having(self, handle: AppliedAdapter, *, active: bool) -> State:
         """Return the state with *handle* as well, active or not."""
         actives = (*_without(self.active, handle), *([handle] if active else []))
-        return State.of({**self.handles, handle.name: handle}, actives, self.merged)
+        return State.of({**self.handles, handle.name: handle}, actives, self.merged, self.keep)
 
-    def merging(self, *merged: AppliedAdapter) -> State:
+    def merging(self, *merged: AppliedAdapter, keep: Keep) -> State:
         """Return the state in which exactly *merged* are merged."""
-        return State.of(self.handles, self.active, merged)
+        return State.of(self.handles, self.active, merged, keep)
 
 
 def _without(handles: tuple[AppliedAdapter, ...], handle: AppliedAdapter | None) -> tuple[AppliedAdapter, ...]:
@@ -157,11 +162,11 @@ class ModelPatch:
 
     def put_back(self, handle: AppliedAdapter, before: State) -> None:
         """Return to the state *before*, in which *handle* was, after its pieces were put back on its modules."""
-        unmerged = State.of(before.handles, before.active, _without(before.merged, handle))
+        unmerged = before.merging(*_without(before.merged, handle), keep=before.keep)
         self.model.__dict__[PATCH] = self
         self.state = unmerged
         if handle in before.merged:
-            self._set_merged(handle, before, force=True)
+            self._set_merged(before, force=True)
 
     def record(self, module: nn.Module) -> Record:
         """Return the record of a *module* that carries adapters."""
@@ -184,40 +189,77 @@ class ModelPatch:
 
     # Who is merged
 
-    def merge(self, handle: AppliedAdapter) -> None:
-        """Merge *handle* into the weights."""
-        if handle in self.state.merged:
+    def merge(self, handle: AppliedAdapter, *, keep: Keep, only: bool) -> None:
+        """Merge *handle* into the weights; with *only*, take out what else is merged in the same pass."""
+        merged = self.state.merged
+        if keep not in get_args(Keep):
+            raise UsageError(f"no way `{keep}` to keep what a merge changes", hint='"originals" or "corrections"')
+        if handle in merged and not only:
             raise StateError(f"`{handle.name}` is merged already", hint="`unmerge()` takes it out again")
+        if merged and not only and keep != self.state.keep:
+            raise StateError(
+                f'`{merged[0].name}` is merged with keep="{self.state.keep}", and all that are merged share one way',
+                hint=f'merge `{handle.name}` with keep="{self.state.keep}", or `unmerge()` the others first',
+            )
         choice = chosen(self)
         if choice is not None and choice.weights.get(handle.name) != 1:
             raise StateError(
                 f"this context runs without `{handle.name}`, so it cannot be merged", hint="leave the `use` block first"
             )
         check_can_merge(self.model, handle.modules)
-        self._set_merged(handle, self.state.merging(*self.state.merged, handle), force=False)
+        others = () if only else merged
+        self._set_merged(self.state.merging(*others, handle, keep=keep), force=False)
 
     def unmerge(self, handle: AppliedAdapter, *, force: bool) -> None:
         """Take *handle* out of the weights."""
+        self._check_merged(handle)
+        state = self.state.merging(*_without(self.state.merged, handle), keep=self.state.keep)
+        self._set_merged(state, force=force)
+
+    def realised(self, handle: AppliedAdapter) -> dict[str, Realised]:
+        """Return how much of what is merged the weights of the modules of *handle* hold, by path."""
+        self._check_merged(handle)
+        adapted = {path: module for path, module in handle.modules.items() if path not in handle.heads}
+        with full_precision():
+            return {path: realised_delta(module, path, self.record(module)) for path, module in adapted.items()}
+
+    def kept_bytes(self, handle: AppliedAdapter) -> int:
+        """Return the size of what is kept so that the modules of *handle* can be unmerged, in bytes."""
+        merged = [self.record(module).merged for module in handle.modules.values()]
+        return sum(kept.nbytes for kept in merged if kept is not None)
+
+    def _check_merged(self, handle: AppliedAdapter) -> None:
         if handle not in self.state.merged:
             raise StateError(f"`{handle.name}` is not merged", hint="`merge()` puts it into the weights")
-        self._set_merged(handle, self.state.merging(*_without(self.state.merged, handle)), force=force)
 
-    def _set_merged(self, changed: AppliedAdapter, state: State, *, force: bool) -> None:
-        """Take on *state* in the weights of the modules of *changed*; if that fails half way, nothing is changed."""
+    def _set_merged(self, state: State, *, force: bool) -> None:
+        """Take on *state* in the weights; if that fails half way, nothing is changed."""
         before = self.state
-        records = [(module, path, self.record(module)) for path, module in changed.modules.items()]
+        records = [(module, path, self.record(module)) for path, module in _changing(before, state).items()]
+        merged = [record.merged for _, _, record in records]
         if not force:
             for module, path, record in records:
                 check_unchanged(module, path, record)
-        try:
-            for module, path, record in records:
-                remerge(module, path, record, _factors(state))
-            self.state = state
-        except BaseException:
-            self.state = before
-            for module, path, record in records:
-                remerge(module, path, record, _factors(before))
-            raise
+        with full_precision():
+            try:
+                factors = _factors(state)
+                for module, path, record in records:
+                    remerge(module, path, record, content_of(module, record, factors), state.keep)
+                self.state = state
+            except BaseException:
+                self.state = before
+                for (module, path, record), old in zip(records, merged, strict=True):
+                    if record.merged is not old:
+                        remerge(module, path, record, old.content if old is not None else Content(), before.keep)
+                raise
+
+
+def _changing(before: State, after: State) -> dict[str, nn.Module]:
+    """Return the modules whose weights differ between the two, or the way in which they are kept."""
+    handles = {*before.merged, *after.merged}
+    if before.keep == after.keep:
+        handles = {*before.merged} ^ {*after.merged}
+    return {path: module for handle in handles for path, module in handle.modules.items()}
 
 
 def _factors(state: State) -> dict[str, float]:
