@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_hub.patch.bits import checksum
-from lora_hub.patch.low_rank import LowRank, sum_of, threads
+from lora_hub.patch.low_rank import LowRank, Scratch, sum_of, threads
 
 _SPAN = 16  # bits of a position inside of its group
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -49,12 +49,12 @@ class Correction:
         return (groups << _SPAN) + (self.positions.long() & ((1 << _SPAN) - 1))
 
 
-def correction_of(original: Tensor, merged: Tensor, delta: LowRank) -> Correction:
+def correction_of(original: Tensor, merged: Tensor, delta: LowRank, scratch: Scratch) -> Correction:
     """Return what `restored` needs to make *original* of *merged*; both lie on one device."""
     groups = (original.numel() >> _SPAN) + 1
     counts = torch.zeros(groups, dtype=torch.int64, device=original.device)
     values, positions = [original.new_empty(0)], [counts.new_empty(0, dtype=torch.int16)]
-    for rows, found in _subtracted(merged, delta):
+    for rows, found in _subtracted(merged, delta, scratch):
         block = original[rows]
         differing = (_bits(found) != _bits(block)).flatten().nonzero().squeeze(1)
         values.append(block.flatten()[differing])
@@ -66,7 +66,7 @@ def correction_of(original: Tensor, merged: Tensor, delta: LowRank) -> Correctio
     )
 
 
-def restored(merged: Tensor, delta: LowRank, correction: Correction) -> Tensor | None:
+def restored(merged: Tensor, delta: LowRank, correction: Correction, scratch: Scratch) -> Tensor | None:
     """Return the original of *merged* as a new tensor, or None if what comes out is not the original.
 
     It does not if *merged* was changed, if *delta* is another one, or if this device does not multiply as the one of
@@ -76,15 +76,15 @@ def restored(merged: Tensor, delta: LowRank, correction: Correction) -> Tensor |
         return None
     result = torch.empty_like(merged, memory_format=torch.contiguous_format)
     with threads(correction.threads):
-        for rows, found in _subtracted(merged, delta):
-            result[rows] = found
+        for rows, found in _subtracted(merged, delta, scratch):
+            result[rows].copy_(found)
     result.view(-1)[correction.flat_positions().to(result.device)] = correction.values.to(result.device)
     return result if checksum(result) == correction.checksum else None
 
 
-def _subtracted(merged: Tensor, delta: LowRank) -> Iterator[tuple[slice, Tensor]]:
+def _subtracted(merged: Tensor, delta: LowRank, scratch: Scratch) -> Iterator[tuple[slice, Tensor]]:
     for rows in delta.blocks():
-        yield rows, sum_of(merged[rows], delta, rows, sign=-1).to(merged.dtype)
+        yield rows, sum_of(merged[rows], delta, rows, scratch, sign=-1).to(merged.dtype)
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from lora_hub.errors import StateError
 from lora_hub.patch.bits import checksum
 from lora_hub.patch.correction import correction_of, restored
 from lora_hub.patch.factors import PartWeights
-from lora_hub.patch.low_rank import LowRank, add_low_rank, low_rank
+from lora_hub.patch.low_rank import LowRank, Parts, Scratch, add_low_rank, low_rank
 from lora_hub.patch.projections import is_transposed
 from lora_hub.patch.realised import Realised, realised
 from lora_hub.patch.record import Content, Keep, Merged, Record
@@ -46,60 +46,50 @@ def _as_now(weights: PartWeights) -> PartWeights:
     return PartWeights(part, lora_A.detach().clone(), lora_B.detach().clone())
 
 
-def remerge(module: nn.Module, path: str, record: Record, content: Content, keep: Keep) -> None:
+def remerge(module: nn.Module, path: str, record: Record, content: Content, keep: Keep, scratch: Scratch) -> None:
     """Make the weights of *module* those with exactly *content* merged in, and keep in *record* the way back.
 
     Whenever this is interrupted, *record* has the originals: calling it again with other content makes it right.
+    To be called under `plain_arithmetic`.
 
     Raises:
         StateError: The sum is too large for the dtype of the weight, or there is no way back from what is merged.
     """
-    originals = dict(_originals(module, path, record.merged))
-    names = {*content.head, *([_WEIGHT] if content.parts else [])}
-    for name in names - originals.keys():
-        originals[name] = _tensor(module, name).detach().clone()
-    was_merged = record.merged is not None
+    before = record.merged
+    originals = dict(_originals(module, path, before, scratch)) if before is not None else {}
+    names = [*content.head, *([_WEIGHT] if content.parts else [])]
+    tensors = {name: _tensor(module, name) for name in {*names, *originals}}
+    originals |= {name: tensors[name].clone() for name in names if name not in originals}
     record.merged = Merged(Content(), originals, {})
-    with torch.no_grad():
-        for name in originals.keys() - names:
-            _tensor(module, name).copy_(originals[name])
-        for name, value in content.head.items():
-            _tensor(module, name).copy_(value)
-        delta = _add(module, originals[_WEIGHT], content, is_original=not was_merged) if content.parts else None
-        for name in names:
-            _check_finite(f"{path}.{name}", _tensor(module, name))
-        record.merged = _kept(module, content, {name: originals[name] for name in names}, delta, keep)
-
-
-def _add(module: nn.Module, original: Tensor, content: Content, *, is_original: bool) -> LowRank:
-    """Write *original* plus the parts of *content* into the weight of *module*, and return their sum."""
-    weight = _tensor(module, _WEIGHT).detach()
-    delta = low_rank(content.parts, weight, transposed=is_transposed(module))
-    add_low_rank(weight, weight if is_original else original.to(weight.device, weight.dtype), delta)
-    return delta
-
-
-def _kept(
-    module: nn.Module, content: Content, originals: dict[str, Tensor], delta: LowRank | None, keep: Keep
-) -> Merged | None:
-    if not originals:
-        return None
-    checksums = {name: checksum(_tensor(module, name)) for name in originals}
+    for name, tensor in tensors.items():
+        if name not in names:
+            tensor.copy_(originals[name])
+    for name, value in content.head.items():
+        tensors[name].copy_(value)
     correction = None
-    if delta is not None and keep == "corrections":
-        weight = _tensor(module, _WEIGHT).detach()
-        correction = correction_of(originals.pop(_WEIGHT).to(weight.device, weight.dtype), weight, delta)
-    return Merged(content, originals, checksums, correction)
+    if content.parts:
+        weight, delta = tensors[_WEIGHT], _delta(module, content.parts)
+        original = originals[_WEIGHT].to(weight.device, weight.dtype)
+        add_low_rank(weight, original if before is not None else weight, delta, scratch)
+        if keep == "corrections":
+            correction = correction_of(original, weight, delta, scratch)
+    for name in names:
+        _check_finite(f"{path}.{name}", tensors[name])
+    kept = {name: originals[name] for name in names if name != _WEIGHT or correction is None}
+    checksums = {name: checksum(tensors[name]) for name in names}
+    record.merged = Merged(content, kept, checksums, correction) if names else None
 
 
-def _originals(module: nn.Module, path: str, merged: Merged | None) -> Mapping[str, Tensor]:
+def _delta(module: nn.Module, parts: Parts, dtype: torch.dtype | None = None) -> LowRank:
+    return low_rank(parts, _tensor(module, _WEIGHT), transposed=is_transposed(module), dtype=dtype)
+
+
+def _originals(module: nn.Module, path: str, merged: Merged, scratch: Scratch) -> Mapping[str, Tensor]:
     """Return each tensor of *module* that *merged* changed as it was before any merge. Changes nothing."""
-    if merged is None or merged.correction is None:
-        return merged.originals if merged is not None else {}
-    weight = _tensor(module, _WEIGHT).detach()
-    with torch.no_grad():
-        delta = low_rank(merged.content.parts, weight, transposed=is_transposed(module))
-        original = restored(weight, delta, merged.correction)
+    if merged.correction is None:
+        return merged.originals
+    delta = _delta(module, merged.content.parts)
+    original = restored(_tensor(module, _WEIGHT), delta, merged.correction, scratch)
     if original is None:
         raise StateError(
             f"`{path}.{_WEIGHT}` cannot be computed back: it, or what was merged into it, was changed since, or it is "
@@ -111,7 +101,8 @@ def _originals(module: nn.Module, path: str, merged: Merged | None) -> Mapping[s
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(owner) if owner else module, leaf)  # type: ignore[no-any-return]
+    tensor: Tensor = getattr(module.get_submodule(owner) if owner else module, leaf)
+    return tensor.detach()
 
 
 def _check_finite(name: str, value: Tensor) -> None:
@@ -133,8 +124,7 @@ def check_unchanged(module: nn.Module, path: str, record: Record) -> None:
 def realised_delta(module: nn.Module, path: str, record: Record) -> Realised:
     """Return how much of the deltas that are merged into *module* its weight holds."""
     check_unchanged(module, path, record)
-    merged, weight = record.merged, _tensor(module, _WEIGHT).detach()
+    merged, weight = record.merged, _tensor(module, _WEIGHT)
     assert merged is not None  # noqa: S101 - for the type checker: the caller knows who is merged
-    original = _originals(module, path, merged)[_WEIGHT].to(weight.device)
-    parts = merged.content.parts
-    return realised(weight, original, low_rank(parts, weight, transposed=is_transposed(module), dtype=torch.float64))
+    original = _originals(module, path, merged, Scratch())[_WEIGHT].to(weight.device)
+    return realised(weight, original, _delta(module, merged.content.parts, torch.float64))

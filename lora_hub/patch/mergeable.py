@@ -18,12 +18,10 @@ def check_can_merge(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         record = record_of(module)
         if record is not None and record.deltas and module._parameters.get("weight") is None:  # noqa: SLF001
             raise StateError(f"`{path}.weight` is computed, not a parameter", hint="use the adapter unmerged")
-        inside = _uses(module)
-        for name, weight in module.named_parameters() if len(module._modules) else module._parameters.items():  # noqa: SLF001
-            if weight is None:
-                continue
+        for name, weight in module.named_parameters():
             _check_weight(f"{path}.{name}", weight)
-            if everywhere[_address(weight)] > inside[_address(weight)]:
+            uses = everywhere[_address(weight)]
+            if uses > 1 and uses > _uses(module)[_address(weight)]:
                 raise StateError(
                     f"`{path}.{name}` is tied to `{_other_name(model, module, weight)}`, which the merge would change "
                     "as well",
@@ -40,8 +38,13 @@ def _check_weight(name: str, weight: Tensor) -> None:
 
 def _uses(model: nn.Module) -> Counter[int]:
     """Return in how many places of *model* each parameter stands, by address; a shared module counts once."""
-    parameters = (parameter for module in model.modules() for parameter in module._parameters.values())  # noqa: SLF001
-    return Counter(_address(parameter) for parameter in parameters if parameter is not None)
+    modules = {model: None}
+    waiting = [model]
+    while waiting:  # `modules()` recurses, which takes longer than all the rest here
+        inner = [module for module in waiting.pop()._modules.values() if module is not None and module not in modules]  # noqa: SLF001
+        modules |= dict.fromkeys(inner)
+        waiting += inner
+    return Counter(_address(p) for module in modules for p in module._parameters.values() if p is not None)  # noqa: SLF001
 
 
 def _address(weight: Tensor) -> int:

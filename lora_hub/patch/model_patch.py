@@ -13,7 +13,7 @@ from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
 from lora_hub.patch.choice import Choice, Plan, chosen
 from lora_hub.patch.frozen_base import FrozenBase
 from lora_hub.patch.layer import check_can_be_restored, restore_module
-from lora_hub.patch.low_rank import full_precision
+from lora_hub.patch.low_rank import Scratch, plain_arithmetic
 from lora_hub.patch.merge import check_unchanged, content_of, realised_delta, remerge
 from lora_hub.patch.mergeable import check_can_merge
 from lora_hub.patch.plan import make_plan
@@ -220,7 +220,7 @@ class ModelPatch:
         """Return how much of what is merged the weights of the modules of *handle* hold, by path."""
         self._check_merged(handle)
         adapted = {path: module for path, module in handle.modules.items() if path not in handle.heads}
-        with full_precision():
+        with plain_arithmetic():
             return {path: realised_delta(module, path, self.record(module)) for path, module in adapted.items()}
 
     def kept_bytes(self, handle: AppliedAdapter) -> int:
@@ -240,17 +240,18 @@ class ModelPatch:
         if not force:
             for module, path, record in records:
                 check_unchanged(module, path, record)
-        with full_precision():
+        factors, scratch = _factors(state), Scratch()
+        with plain_arithmetic():
             try:
-                factors = _factors(state)
                 for module, path, record in records:
-                    remerge(module, path, record, content_of(module, record, factors), state.keep)
+                    remerge(module, path, record, content_of(module, record, factors), state.keep, scratch)
                 self.state = state
             except BaseException:
                 self.state = before
                 for (module, path, record), old in zip(records, merged, strict=True):
                     if record.merged is not old:
-                        remerge(module, path, record, old.content if old is not None else Content(), before.keep)
+                        content = old.content if old is not None else Content()
+                        remerge(module, path, record, content, before.keep, scratch)
                 raise
 
 
