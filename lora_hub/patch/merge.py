@@ -113,11 +113,15 @@ def _check_finite(name: str, value: Tensor) -> None:
 
 def check_unchanged(module: nn.Module, path: str, record: Record) -> None:
     """Raise `StateError` if a merged tensor of *module* is not what the merge made of it."""
-    for name, expected in record.merged.checksums.items() if record.merged is not None else ():
+    merged = record.merged
+    for name, expected in merged.checksums.items() if merged is not None else ():
         if checksum(_tensor(module, name)) != expected:
+            is_kept = merged is not None and name in merged.originals
             raise StateError(
                 f"`{path}.{name}` was changed while an adapter was merged into it",
-                hint="`unmerge(force=True)` gives back the original weights and drops the change",
+                hint="`unmerge(force=True)` gives back the original weights and drops the change"
+                if is_kept
+                else "undo the change, or load the base model again: no copy of the original was kept",
             )
 
 

@@ -257,9 +257,8 @@ class ModelPatch:
 
 def _changing(before: State, after: State) -> dict[str, nn.Module]:
     """Return the modules whose weights differ between the two, or the way in which they are kept."""
-    handles = {*before.merged, *after.merged}
-    if before.keep == after.keep:
-        handles = {*before.merged} ^ {*after.merged}
+    stay = {*before.merged} & {*after.merged} if before.keep == after.keep else set()
+    handles = [handle for handle in (*before.merged, *after.merged) if handle not in stay]
     return {path: module for handle in handles for path, module in handle.modules.items()}
 
 
