@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lora_hub.hookspecs import hookimpl
     from lora_hub.patch.applied_adapter import AppliedAdapter
     from lora_hub.patch.on_model import adapters, adapters_in_state_dict
+    from lora_hub.patch.residency import limit_memory
     from lora_hub.patch.save import save_adapter
     from lora_hub.patch.train import add_adapter
     from lora_hub.patch.use import route, use
@@ -42,6 +43,7 @@ _HOMES = {
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
     "hookimpl": "lora_hub.hookspecs",
+    "limit_memory": "lora_hub.patch.residency",
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
     "route": "lora_hub.patch.use",
@@ -66,6 +68,7 @@ __all__ = [
     "apply_adapter",
     "errors",
     "hookimpl",
+    "limit_memory",
     "pull",
     "push",
     "route",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,10 +224,11 @@ def apply_adapter(
     with needs_torch("applying an adapter"):
         from lora_hub.patch.attach import Options, apply
     if isinstance(source, VerifiedAdapter):
-        adapter = source
+        adapter, read_again = source, None
         _check_digest(adapter.source, adapter.digest, digest)
     else:
         adapter = load(source, registry=registry, digest=digest, lock=lock)
+        read_again = _reader(source, adapter)
     options = Options(
         name=name if name is not None else _default_name(source, adapter),
         scale=scale,
@@ -235,7 +237,15 @@ def apply_adapter(
         trainable=trainable,
         allow_other_base=allow_other_base,
     )
-    return apply(model, adapter, options)
+    return apply(model, adapter, options, read_again)
+
+
+def _reader(source: PathLike | AdapterRef, adapter: VerifiedAdapter) -> Callable[[], VerifiedAdapter]:
+    """Return how to read *adapter*, which came from *source*, once more on this machine."""
+    named = references.parse(source)
+    if isinstance(named, Path):
+        return functools.partial(read_adapter, named.absolute())
+    return functools.partial(default_store().read, adapter.digest)
 
 
 def _default_name(source: str | os.PathLike[str] | AdapterRef | VerifiedAdapter, adapter: VerifiedAdapter) -> str:

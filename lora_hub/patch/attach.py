@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import CompatibilityError, StateError, UsageError
+from lora_hub.errors import CompatibilityError, IntegrityError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
+from lora_hub.patch.delta import Delta
+from lora_hub.patch.deltas import Deltas
 from lora_hub.patch.factors import PartWeights
 from lora_hub.patch.fit import check_fits
 from lora_hub.patch.layer import check_belongs, check_forward_is_reachable, patch_module
@@ -47,13 +50,37 @@ class Options:
 
 
 @torch.inference_mode(False)
-def apply(model: nn.Module, adapter: VerifiedAdapter, options: Options) -> AppliedAdapter:
-    """Return a handle on *adapter*, now attached to *model*; the errors are those of `lora_hub.apply_adapter`."""
+def apply(
+    model: nn.Module, adapter: VerifiedAdapter, options: Options, read_again: Callable[[], VerifiedAdapter] | None
+) -> AppliedAdapter:
+    """Return a handle on *adapter*, now attached to *model*; the errors are those of `lora_hub.apply_adapter`.
+
+    If it can be *read_again*, it may leave memory while nothing needs it.
+    """
     model = unwrap(model)
     weights = load_weights(adapter)
     everything = modules_by_path(model)
     check_fits(model, everything, adapter, allow_other_base=options.allow_other_base)
-    return attach(model, everything, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
+    handle = attach(model, everything, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
+    if read_again is not None and not handle.trainable:
+        handle.deltas.come_back = functools.partial(_come_back, handle, read_again)
+    return handle
+
+
+def _come_back(handle: AppliedAdapter, read_again: Callable[[], VerifiedAdapter]) -> dict[nn.Module, Delta]:
+    """Return the deltas of *handle*, read again; they must be those that were applied."""
+    adapter = read_again()
+    if adapter.digest != handle.info.digest:
+        raise IntegrityError(
+            f"`{adapter.source}` has the digest {adapter.digest} now, `{handle.name}` was applied from "
+            f"{handle.info.digest}",
+            hint="apply it again with `replace=True`, or put back the files",
+        )
+    return _by_module([adapting(handle, path, parts) for path, parts in load_weights(adapter).modules.items()])
+
+
+def _by_module(pieces: list[Piece]) -> dict[nn.Module, Delta]:
+    return {piece.module: piece.delta for piece in pieces if piece.delta is not None}
 
 
 # What is made under the caller's `inference_mode` could never be trained, nor saved for a backward.
@@ -91,6 +118,7 @@ def attach(
     _check_modules(handle, everything)
     patch.check_can_join(handle, predecessor, active=options.active)
     pieces = [adapting(handle, path, parts) for path, parts in modules.items()]
+    handle.deltas = Deltas(_by_module(pieces))
     pieces += [replacing(handle, path, values) for path, values in heads.items()]
     _exchange(patch, predecessor, handle, pieces, active=options.active)
     if handle.trainable:
@@ -150,7 +178,6 @@ def _exchange(
 
 
 def _put_on_modules(handle: AppliedAdapter, pieces: list[Piece]) -> None:
-    handle.holding({piece.module: piece.delta for piece in pieces if piece.delta is not None})
     for piece in pieces:
         record = patch_module(piece.module, piece.path, handle.patch)
         record.adapters[handle.name] = None

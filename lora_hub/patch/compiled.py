@@ -20,7 +20,7 @@ from lora_hub.patch.step import Step
 
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 _numbers = itertools.count()
-_library = Library("lora_hub", "FRAGMENT")
+_library: Any = Library("lora_hub", "FRAGMENT")  # type: ignore[no-untyped-call]
 # A captured CUDA graph would repeat whatever ran when it was captured.
 _TAGS = (torch.Tag.cudagraph_unsafe, torch.Tag.needs_fixed_stride_order)
 
@@ -40,7 +40,9 @@ def add_compiled(module: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         return y
     names = [name for names in record.parameter_names.values() for name in names]
     seed = torch.randint(1 << 62, ()) if names and module.training else None
-    return torch.ops.lora_hub.add.default(y, x, record.number, [getattr(module, name) for name in names], seed)
+    return torch.ops.lora_hub.add.default(  # type: ignore[no-any-return]
+        y, x, record.number, [getattr(module, name) for name in names], seed
+    )
 
 
 def _step(number: Tensor, x: Tensor) -> tuple[nn.Module, Step]:

@@ -52,6 +52,24 @@ class Delta:
         self.parameter_names = tuple(name for adapted in parts for name in adapted.factors.parameter_names)
         self._kept: tuple[torch.device, torch.dtype, Matrices] | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes a frozen adapter's A and B take as they are stored."""
+        pairs = [adapted.factors.stored({}) for adapted in self.parts] if not self.parameter_names else []
+        return sum(lora_A.nbytes + lora_B.nbytes for lora_A, lora_B in pairs)
+
+    @property
+    def nbytes_placed(self) -> int:
+        """How many bytes the copies take that are kept to compute with; none if what was read is used itself."""
+        if self._kept is None:
+            return 0
+        (_, _, (A, B_t, _)), (stored_A, _) = self._kept, self.parts[0].factors.stored({})
+        return 0 if A.data_ptr() == stored_A.data_ptr() else int(A.nbytes + B_t.nbytes)
+
+    def forget_placed(self) -> None:
+        """Drop the copies that are kept to compute with."""
+        self._kept = None
+
     def weights(self, module: nn.Module) -> tuple[PartWeights, ...]:
         """Return A and B of each part as they are stored."""
         parameters = self.parameters(module)

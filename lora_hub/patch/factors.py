@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -121,16 +121,3 @@ def computing_dtype(x: Tensor) -> torch.dtype:
 
 
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001 - for all kinds of devices at once
-
-
-def delta_weight(
-    pairs: Iterable[tuple[PartWeights, float]], shape: tuple[int, int], *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return the sum of ``factor * B A`` as ``[out, in]``, accumulated in *dtype*, also under autocast."""
-    total = torch.zeros(shape, device=device, dtype=dtype)
-    with torch.autocast(device.type, enabled=False):
-        for (part, lora_A, lora_B), factor in pairs:
-            product = lora_B.to(device, dtype) @ lora_A.to(device, dtype)  # [rows, r] @ [r, in] -> [rows, in]
-            for outputs, rows in part.blocks(shape[0]):
-                total[outputs].add_(product[rows], alpha=factor * part.scaling)
-    return total

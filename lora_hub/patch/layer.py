@@ -63,7 +63,7 @@ class AdaptedModule(nn.Module):
         return plan.add(self, record, y, args[0] if args else _first(args, kwargs))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         record = record_of(self)
         if record is not None:
             record.number = number(self)
@@ -94,7 +94,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _uncompiled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Run a module that adapters replace: what takes its place can be anything, so no graph holds for all of them."""
     return AdaptedModule.forward(module, *args, **kwargs)  # type: ignore[arg-type]

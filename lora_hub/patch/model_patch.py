@@ -3,69 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import nn
 
 from lora_hub.errors import StateError, UnsavedAdapterWarning, UsageError
 from lora_hub.patch.choice import Choice, chosen
-from lora_hub.patch.delta import Delta
 from lora_hub.patch.frozen_base import FrozenBase
 from lora_hub.patch.layer import check_can_be_restored, restore_module
-from lora_hub.patch.merge import check_can_merge, check_unchanged, remerge
-from lora_hub.patch.plan import Plan, make_plan
-from lora_hub.patch.record import Record, record_of
-from lora_hub.patch.table import Table
+from lora_hub.patch.low_rank import Scratch, plain_arithmetic
+from lora_hub.patch.merge import check_unchanged, content_of, realised_delta, remerge
+from lora_hub.patch.mergeable import check_can_merge
+from lora_hub.patch.plan import Plan
+from lora_hub.patch.plans import Plans
+from lora_hub.patch.realised import Realised
+from lora_hub.patch.record import Content, Keep, Record, record_of
+from lora_hub.patch.residency import residency
+from lora_hub.patch.state import State, changing, without
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
 PATCH = "_lora_hub_patch"  # in the instance dict of the model
-_PLANS = 64  # that are kept for choices that come again
-_TABLES = 2  # that are kept for routes that come again
-_SPARE = 2  # how many choices a table may have, for each that a route needs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """Who is there, who is active, who is merged, and what runs by default, which follows from the three."""
-
-    handles: Mapping[str, AppliedAdapter]
-    active: tuple[AppliedAdapter, ...]
-    merged: tuple[AppliedAdapter, ...]
-    default: Plan
-
-    @classmethod
-    def of(
-        cls,
-        handles: Mapping[str, AppliedAdapter],
-        active: tuple[AppliedAdapter, ...],
-        merged: tuple[AppliedAdapter, ...],
-    ) -> State:
-        """Return the state with these adapters; raise `StateError` if they cannot be together."""
-        running = sorted({*active, *merged}, key=lambda handle: handle.arrival)
-        weights = {handle.name: 1.0 for handle in running}
-        return cls(dict(handles), active, merged, make_plan(handles, merged, [weights]))
-
-    def without(self, handle: AppliedAdapter | None) -> State:
-        """Return the state without *handle*."""
-        handles = {name: other for name, other in self.handles.items() if other is not handle}
-        return State.of(handles, _without(self.active, handle), _without(self.merged, handle))
-
-    def having(self, handle: AppliedAdapter, *, active: bool) -> State:
-        """Return the state with *handle* as well, active or not."""
-        actives = (*_without(self.active, handle), *([handle] if active else []))
-        return State.of({**self.handles, handle.name: handle}, actives, self.merged)
-
-    def merging(self, *merged: AppliedAdapter) -> State:
-        """Return the state in which exactly *merged* are merged."""
-        return State.of(self.handles, self.active, merged)
-
-
-def _without(handles: tuple[AppliedAdapter, ...], handle: AppliedAdapter | None) -> tuple[AppliedAdapter, ...]:
-    return tuple(other for other in handles if other is not handle)
 
 
 class ModelPatch:
@@ -74,8 +33,7 @@ class ModelPatch:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.state = State.of({}, (), ())
-        self._plans: dict[tuple[tuple[str, float], ...], Plan] = {}
-        self._tables: tuple[Table, ...] = ()
+        self._plans = Plans()
         self._frozen: FrozenBase | None = None
 
     # What runs
@@ -89,7 +47,11 @@ class ModelPatch:
         made, state = choice.plan, self.state
         if made is not None and made[0] is state:
             return made[1]
-        plan = made[1] if made is not None and made[1].holds(state.handles, state.merged) else self._new_plan(choice)
+        plan = (
+            made[1]
+            if made is not None and made[1].holds(state.handles, state.merged)
+            else self._plans.make(state, choice)
+        )
         choice.plan = (state, plan)
         return plan
 
@@ -99,44 +61,15 @@ class ModelPatch:
             if name not in self.state.handles:
                 known = ", ".join(sorted(self.state.handles)) or "none"
                 raise UsageError(f"no adapter `{name}` on this model", hint=f"its adapters: {known}")
-        self._plan_of(choice)
-
-    def _new_plan(self, choice: Choice) -> Plan:
-        """Return the plan of *choice*: if all rows run the same, the one that was last made for these weights."""
-        state = self.state
-        others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
-        if others:
-            handles = {name: handle for name, handle in state.handles.items() if name not in others}
-            return make_plan(handles, state.merged, choice.sums, choice.rows)  # raises
-        if len(choice.rows) > 1:
-            plan = make_plan(state.handles, state.merged, choice.sums, choice.rows)
-            if not any(handle.trainable for handle in plan.handles):
-                plan.use_table(self._table_of(plan))
-            return plan
-        key = tuple(choice.sums[0].items())
-        plan = self._plans.get(key)
-        if plan is None or not plan.holds(state.handles, state.merged):
-            self._plans[key] = plan = make_plan(state.handles, state.merged, choice.sums)
-            for oldest in list(self._plans)[:-_PLANS]:
-                self._plans.pop(oldest, None)
-        return plan
-
-    def _table_of(self, plan: Plan) -> Table:
-        """Return a table that has the choices of *plan* and not many others; routes to come will find it."""
-        tables = [table for table in self._tables if table.holds(self.state.handles)]
-        wanted = dict.fromkeys(plan.sums)
-        for table in tables:
-            if wanted.keys() <= table.number_of.keys() and len(table.sums) <= _SPARE * len(wanted):
-                return table
-        also = tables[0].sums if tables and len(wanted.keys() | tables[0].number_of) <= _SPARE * len(wanted) else ()
-        table = Table((*wanted, *also))
-        self._tables = (table, *tables)[:_TABLES]
-        return table
+        plan = self._plan_of(choice)
+        if residency.is_limited:
+            residency.bring(plan.handles)
 
     def set_active(self, handle: AppliedAdapter, *, active: bool) -> None:
         """Put *handle* into the default set, or take it out."""
         if handle in self.state.merged and not active:
             raise StateError(f"`{handle.name}` is merged, so it cannot be off", hint="`unmerge()` it first")
+        handle.deltas.here()
         self.state = self.state.having(handle, active=active)
 
     # Who is there
@@ -151,6 +84,7 @@ class ModelPatch:
         """Take in *handle*, whose modules are patched."""
         self.model.__dict__[PATCH] = self
         self.state = self.state.having(handle, active=active)
+        residency.bring([handle])
 
     def freeze_base(self) -> None:
         """Let the base have no gradients until the last trainable adapter is removed."""
@@ -184,6 +118,11 @@ class ModelPatch:
                     module._parameters.pop(name, None)  # noqa: SLF001
                 restore_module(module)
         self.state = self.state.without(handle)
+        self.forget(handle)
+
+    def forget(self, handle: AppliedAdapter) -> None:
+        """Keep nothing that was made of *handle* for choices to come."""
+        self._plans.forget(handle)
 
     def settle(self) -> None:
         """Leave no trace of what nobody needs any more: a frozen base, and this state itself."""
@@ -195,11 +134,11 @@ class ModelPatch:
 
     def put_back(self, handle: AppliedAdapter, before: State) -> None:
         """Return to the state *before*, in which *handle* was, after its pieces were put back on its modules."""
-        unmerged = State.of(before.handles, before.active, _without(before.merged, handle))
+        unmerged = before.merging(*without(before.merged, handle), keep=before.keep)
         self.model.__dict__[PATCH] = self
         self.state = unmerged
         if handle in before.merged:
-            self._set_merged(handle, before, force=True)
+            self._set_merged(before, force=True)
 
     def record(self, module: nn.Module) -> Record:
         """Return the record of a *module* that carries adapters."""
@@ -222,43 +161,68 @@ class ModelPatch:
 
     # Who is merged
 
-    def merge(self, handle: AppliedAdapter) -> None:
-        """Merge *handle* into the weights."""
-        if handle in self.state.merged:
+    def merge(self, handle: AppliedAdapter, *, keep: Keep, only: bool) -> None:
+        """Merge *handle* into the weights; with *only*, take out what else is merged in the same pass."""
+        merged = self.state.merged
+        if keep not in get_args(Keep):
+            raise UsageError(f"no way `{keep}` to keep what a merge changes", hint='"originals" or "corrections"')
+        if handle in merged and not only:
             raise StateError(f"`{handle.name}` is merged already", hint="`unmerge()` takes it out again")
+        if merged and not only and keep != self.state.keep:
+            raise StateError(
+                f'`{merged[0].name}` is merged with keep="{self.state.keep}", and all that are merged share one way',
+                hint=f'merge `{handle.name}` with keep="{self.state.keep}", or `unmerge()` the others first',
+            )
         choice = chosen(self)
         if choice is not None and any(weights.get(handle.name) != 1 for weights in choice.sums):
             raise StateError(
                 f"this context runs without `{handle.name}`, so it cannot be merged", hint="leave the `use` block first"
             )
         check_can_merge(self.model, handle.modules)
-        self._set_merged(handle, self.state.merging(*self.state.merged, handle), force=False)
+        others = () if only else merged
+        self._set_merged(self.state.merging(*others, handle, keep=keep), force=False)
 
     def unmerge(self, handle: AppliedAdapter, *, force: bool) -> None:
         """Take *handle* out of the weights."""
+        self._check_merged(handle)
+        state = self.state.merging(*without(self.state.merged, handle), keep=self.state.keep)
+        self._set_merged(state, force=force)
+
+    def realised(self, handle: AppliedAdapter) -> dict[str, Realised]:
+        """Return how much of what is merged the weights of the modules of *handle* hold, by path."""
+        self._check_merged(handle)
+        adapted = {path: module for path, module in handle.modules.items() if path not in handle.heads}
+        with plain_arithmetic():
+            return {path: realised_delta(module, path, self.record(module)) for path, module in adapted.items()}
+
+    def kept_bytes(self, handle: AppliedAdapter) -> int:
+        """Return the size of what is kept so that the modules of *handle* can be unmerged, in bytes."""
+        merged = [self.record(module).merged for module in handle.modules.values()]
+        return sum(kept.nbytes for kept in merged if kept is not None)
+
+    def _check_merged(self, handle: AppliedAdapter) -> None:
         if handle not in self.state.merged:
             raise StateError(f"`{handle.name}` is not merged", hint="`merge()` puts it into the weights")
-        self._set_merged(handle, self.state.merging(*_without(self.state.merged, handle)), force=force)
 
-    def _set_merged(self, changed: AppliedAdapter, state: State, *, force: bool) -> None:
-        """Take on *state* in the weights of the modules of *changed*; if that fails half way, nothing is changed."""
+    def _set_merged(self, state: State, *, force: bool) -> None:
+        """Take on *state* in the weights; if that fails half way, nothing is changed."""
         before = self.state
-        records = [(module, path, self.record(module)) for path, module in changed.modules.items()]
+        records = [(module, path, self.record(module)) for path, module in changing(before, state).items()]
+        merged = [record.merged for _, _, record in records]
         if not force:
             for module, path, record in records:
                 check_unchanged(module, path, record)
-        try:
-            for module, path, record in records:
-                remerge(module, path, record, _factors(state, module))
-            self.state = state
-        except BaseException:
-            self.state = before
-            for module, path, record in records:
-                remerge(module, path, record, _factors(before, module))
-            raise
-
-
-def _factors(state: State, module: nn.Module) -> dict[str, tuple[Delta | None, float]]:
-    # In the order in which the adapters came, not in that of the merges: the sum must not depend on history.
-    merged = sorted(state.merged, key=lambda handle: handle.arrival)
-    return {handle.name: (handle.delta(module), handle.scale) for handle in merged}
+        scratch = Scratch()
+        with plain_arithmetic():
+            try:
+                for module, path, record in records:
+                    content = content_of(module, record, state.merged_into(module))
+                    remerge(module, path, record, content, state.keep, scratch)
+                self.state = state
+            except BaseException:
+                self.state = before
+                for (module, path, record), old in zip(records, merged, strict=True):
+                    if record.merged is not old:
+                        content = old.content if old is not None else Content()
+                        remerge(module, path, record, content, before.keep, scratch)
+                raise

@@ -27,12 +27,12 @@ def add_with_gradients(y: Tensor, x: Tensor, step: Step, parameters: Parameters,
 
 
 def _apply(y: Tensor, x: Tensor, step: Step, parameters: Parameters, seed: int | None) -> Tensor:
-    return _Add.apply(y, x, step, tuple(parameters), seed, *parameters.values())  # type: ignore[no-any-return]
+    return _Add.apply(y, x, step, tuple(parameters), seed, *parameters.values())  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Add(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         y: Tensor,
         x: Tensor,
@@ -49,7 +49,7 @@ class _Add(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] # noqa: ANN401
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, *saved = ctx.saved_tensors
         parameters = dict(zip(ctx.names, saved, strict=True))
         wants_x = ctx.needs_input_grad[1]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from lora_hub.patch.choice import PatchedModel
+from lora_hub.patch.correction import Correction
+from lora_hub.patch.factors import PartWeights
+
+Keep = Literal["originals", "corrections"]  # how merged weights come back
 
 RECORD = "_lora_hub"  # in the instance dict of the module, where torch does not look
 
@@ -22,12 +27,35 @@ class Replaces(Protocol):
         """Return what takes the place of the module's state."""
 
 
-@dataclass(slots=True)
-class Merged:
-    """What a merged module keeps: its original tensors by name, and checksums of what the merge made of them."""
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is merged into one module: A and B of each part with their factor (weight x scale), or a head's tensors."""
 
-    originals: dict[str, Tensor]
-    checksums: dict[str, tuple[int, int]]
+    parts: tuple[tuple[PartWeights, float], ...] = ()
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merged module keeps.
+
+    Attributes:
+        content: What is merged, as it was when it was merged.
+        originals: The tensors as they were before, by name.
+        checksums: What the merge made of them, by name.
+        correction: In place of the original of ``weight``.
+    """
+
+    content: Content
+    originals: Mapping[str, Tensor]
+    checksums: Mapping[str, bytes]
+    correction: Correction | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The size of what is kept for the way back, in bytes."""
+        corrected = self.correction.nbytes if self.correction is not None else 0
+        return corrected + sum(tensor.nbytes for tensor in self.originals.values())
 
 
 @dataclass(slots=True, eq=False)

@@ -68,7 +68,7 @@ class Table:
     __slots__ = ("_bytes_left", "_segments", "handles", "number_of", "sums")
 
     def __init__(self, sums: Iterable[Terms]) -> None:
-        self.sums = tuple(sorted(dict.fromkeys(sums), key=lambda terms: sum(handle.rank for handle, _ in terms)))
+        self.sums = tuple(sorted(dict.fromkeys(sums), key=lambda terms: sum(handle.deltas.rank for handle, _ in terms)))
         self.number_of = {terms: number for number, terms in enumerate(self.sums)}
         self.handles = tuple(dict.fromkeys(handle for terms in self.sums for handle, _ in terms))
         self._segments: dict[Record, Segments] = {}

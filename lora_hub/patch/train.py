@@ -77,7 +77,9 @@ def add_adapter(
         for path, parts in _outside(heads, locate(model, targets)).items()
     }
     check_can_be_saved(model, info, modules, heads)
-    return attach(model, everything, info, modules, dict.fromkeys(heads), Options(name=name, trainable=True, replace=replace))
+    return attach(
+        model, everything, info, modules, dict.fromkeys(heads), Options(name=name, trainable=True, replace=replace)
+    )
 
 
 def _outside(heads: list[str], located: dict[str, tuple[Target, ...]]) -> dict[str, tuple[Target, ...]]:

@@ -45,8 +45,8 @@ def route(model: nn.Module, choices: Sequence[OneChoice]) -> Use:
         choices: For each row of the batch what `use` takes: a name, a handle, a weighted sum, or None.
 
     The batch is the first axis of what the adapted modules get. Rows that were repeated keep their choice, if the
-    copies stand side by side, as `generate` puts its beams. The matrices of a route are gathered at each call, and kept
-    from the second one on, up to 256 MiB, while the route is referenced: keep the object where one batch runs many times.
+    copies stand side by side, as `generate` puts its beams. The matrices of the last choices stay stacked, up to 1 GiB,
+    so a route may change at every call; any number of adapters may differ in rank, targets and dtype.
 
     Raises:
         UsageError: As for `use`; no choices at all; and when a module runs whose input's rows cannot be proven to be
