@@ -32,10 +32,10 @@ def svg(figures: Sequence[Figure], title: str) -> bytes:
         axes.axvline(1, color="black", linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(right=2 * max([1, *(figure.found for figure in shown)]))  # room for the last number
+        axes.set_xlim(right=3 * max([1, *(figure.found for figure in shown)]))  # room for the last number
         axes.set_yticks(range(len(shown)), [figure.label for figure in shown])
         axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
-        axes.set_xlabel("lora-hub / PEFT (a tick is a goal: met in green, missed in red)")
+        axes.set_xlabel("lora-hub / PEFT\na tick is a goal: green if met, red if missed")
         axes.set_title(title)
         axes.grid(axis="x", color="#d0d7de", linewidth=0.5)
         axes.set_axisbelow(True)
