@@ -20,32 +20,38 @@ from benchmarks.group import Bench, Group
 from benchmarks.measure import Way
 from benchmarks.models import R, Residents, assert_same, residents, tokens
 
-STEPS = 8  # forwards under one fixed route
 EQUAL, MIXED = (R,) * 32, (4, 8, 16, 32) * 8
 
 
 def mixed_batch(
-    bench: Bench, *, what: str, rows: int, length: int = 1, ranks: tuple[int, ...] = EQUAL, goals: tuple[float, float]
+    bench: Bench,
+    *,
+    what: str,
+    rows: int,
+    length: int = 1,
+    steps: int = 8,
+    ranks: tuple[int, ...] = EQUAL,
+    goals: tuple[float, float],
 ) -> Iterator[Figure]:
-    """*rows* of *length* tokens, each under an adapter of its own; the *goals* are for a fixed and a changing route."""
+    """*rows* of *length* tokens, an adapter for each; *goals* for a route fixed for *steps* forwards, and another."""
     found, ids = residents(bench.folder, ranks), tokens(rows, length)
     names = found.names[:rows]
     with torch.no_grad():
         with lora_hub.route(found.ours, names):
             assert_same(found.ours(ids).logits, found.peft(ids, adapter_names=names).logits)
-        times = bench.time(_ways(found, names, ids))
+        times = bench.time(_ways(found, names, ids, steps))
     for kind, goal in zip(("fixed", "changing"), goals, strict=True):
         samples = {"base": times["base"], "ours": times[kind], "peft": times["peft"]}
         yield Figure(name=f"{what}, {kind} route", samples=samples, above_base=True, goal=goal)
 
 
-def _ways(found: Residents, names: list[str], ids: Tensor) -> dict[str, Way]:
+def _ways(found: Residents, names: list[str], ids: Tensor, steps: int) -> dict[str, Way]:
     base, ours, theirs, _ = found
     fixed, next_order = lora_hub.route(ours, names), _orders(names)
 
     def run_fixed() -> None:
         with fixed:
-            for _ in range(STEPS):
+            for _ in range(steps):
                 ours(ids, use_cache=False)
 
     def run_changing() -> None:
@@ -53,9 +59,9 @@ def _ways(found: Residents, names: list[str], ids: Tensor) -> dict[str, Way]:
             ours(ids, use_cache=False)
 
     return {
-        "base": Way(call=functools.partial(base, ids, use_cache=False), repeat=STEPS),
-        "fixed": Way(call=run_fixed, counts=STEPS),
-        "changing": Way(call=run_changing, repeat=STEPS),
+        "base": Way(call=functools.partial(base, ids, use_cache=False), repeat=steps),
+        "fixed": Way(call=run_fixed, counts=steps),
+        "changing": Way(call=run_changing, repeat=steps),
         "peft": Way(call=lambda: theirs(ids, use_cache=False, adapter_names=next_order())),
     }
 
@@ -85,7 +91,7 @@ GROUP = Group(
             mixed_batch, what="32 rows, 32 adapters of r 4 to 32", rows=32, ranks=MIXED, goals=DECODE
         ),
         "prefill": functools.partial(
-            mixed_batch, what="8 rows x 64 tokens, 8 adapters", rows=8, length=64, goals=PREFILL
+            mixed_batch, what="8 rows x 64 tokens, 8 adapters", rows=8, length=64, steps=2, goals=PREFILL
         ),
     },
 )

@@ -41,7 +41,10 @@ def step_time(bench: Bench, *, what: str, dtype: torch.dtype) -> Iterator[Figure
 
 
 def activations(_: Bench, *, what: str, dtype: torch.dtype) -> Iterator[Figure]:
-    """What autograd keeps between forward and backward, each storage once, the model's own weights left out."""
+    """What autograd keeps between forward and backward, each storage once, the model's own weights left out.
+
+    Seen is what goes through autograd's hooks; a function that hides tensors elsewhere would look better than it is.
+    """
     models, ids = _models(dtype), tokens(ROWS, LENGTH)
     samples = {way: [float(_kept(model, ids))] for way, model in models.items()}
     yield Figure(name=f"kept for the backward, {what}", samples=samples, unit="bytes", above_base=True, goal=0.3)
