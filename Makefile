@@ -21,8 +21,8 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test
-	$(BIN)/python -m benchmarks.against_peft
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.against_hub_client
 	$(BIN)/python -m benchmarks.against_hub_client --gigabit
 	$(BIN)/python -m benchmarks.verify_speed
@@ -42,6 +42,10 @@ $(VENV)/demo: $(VENV)/base demo-requirements.txt
 
 $(VENV)/test: $(VENV)/base
 	$(PIP) -e '.[torch,test,lint]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/test
+	$(PIP) -e '.[torch,test,lint,bench]'
 	touch $@
 
 clean:
