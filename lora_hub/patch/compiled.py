@@ -39,7 +39,7 @@ def add_compiled(module: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         torch.ops.lora_hub.add_.default(y, x, record.number)
         return y
     names = [name for names in record.parameter_names.values() for name in names]
-    seed = torch.randint(1 << 62, ()) if names and module.training else None
+    seed = torch.randint(1 << 62, (), device="cpu") if names and module.training else None
     return torch.ops.lora_hub.add.default(  # type: ignore[no-any-return]
         y, x, record.number, [getattr(module, name) for name in names], seed
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class Delta:
         # What is trained, of the module's parameters; none of a frozen adapter.
         self.parameter_names = tuple(name for adapted in parts for name in adapted.factors.parameter_names)
         self._kept: tuple[torch.device, torch.dtype, Matrices] | None = None
+
+    def __reduce__(self) -> tuple[type[Delta], tuple[Any, ...]]:
+        return Delta, (self.parts, self.in_features, self.out_features, self.dropout)
 
     @property
     def nbytes(self) -> int:
@@ -108,8 +111,12 @@ class Delta:
         for columns, adapted in self._columns():
             factors = adapted.factors
             if isinstance(factors, TrainableFactors):
-                B = dB if self._is_whole else torch.cat([dB[outputs, columns] for outputs, _ in adapted.blocks])
-                yield factors.name_A, dA[columns]
+                if self._is_whole:
+                    yield factors.name_A, dA
+                    yield factors.name_B, dB
+                    continue
+                yield factors.name_A, dA[columns].clone()  # a gradient of its own, not a view that keeps all of them
+                B = torch.cat([dB[outputs, columns] for outputs, _ in adapted.blocks])
                 yield factors.name_B, B * self._fold(adapted)
 
     @property

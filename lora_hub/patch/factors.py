@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -118,6 +118,17 @@ _has_autocast = functools.cache(torch.amp.is_autocast_available)
 def computing_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which frozen adapters compute with *x*: its own, or autocast's."""
     return (_is_any_autocast_enabled() and autocast_dtype(x)) or x.dtype
+
+
+def training_dtype(x: Tensor, parameters: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype in which trained *parameters* compute with *x*: autocast's, else the widest, so that gradients
+    are not rounded.
+    """  # noqa: D205
+    dtype = computing_dtype(x)
+    if dtype is x.dtype and not (_is_any_autocast_enabled() and autocast_dtype(x)):
+        for parameter in parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
 
 
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001 - for all kinds of devices at once

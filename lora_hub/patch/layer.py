@@ -7,6 +7,7 @@ submodules and `state_dict` stay those of the base; trainable parameters are hid
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from lora_hub.errors import CompatibilityError, StateError
 from lora_hub.patch.choice import PatchedModel
 from lora_hub.patch.compiled import add_compiled, number
+from lora_hub.patch.plan import Plan
 from lora_hub.patch.record import RECORD, Record, record_of
 from lora_hub.patch.rows import run_replaced
 
@@ -55,8 +57,12 @@ class AdaptedModule(nn.Module):
         plan = record.patch.plan()
         if plan.is_bare:
             return super().forward(*args, **kwargs)
-        if record.replacements and any(names := plan.replacing(record)):
-            return run_replaced(self, record, names, plan.rows, super().forward, args, kwargs)
+        if record.replacements and any(plan.replacing(record)):
+            base = functools.partial(self._adapted, plan, record) if plan.adds_to(self) else super().forward
+            return run_replaced(self, record, plan, base, args, kwargs)
+        return self._adapted(plan, record, *args, **kwargs)
+
+    def _adapted(self, plan: Plan, record: Record, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         y = super().forward(*args, **kwargs)
         if not self.lora_hub_output_is_fresh:
             y = y.clone()

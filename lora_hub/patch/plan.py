@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lora_hub.errors import StateError
-from lora_hub.patch.factors import autocast_dtype, computing_dtype
+from lora_hub.patch.factors import computing_dtype, training_dtype
 from lora_hub.patch.node import add_with_gradients
 from lora_hub.patch.record import Record
 from lora_hub.patch.rows import check_rows
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ONE = Order((0,), 1)
 _is_grad_enabled = torch.is_grad_enabled
+_is_transforming = torch._C._are_functorch_transforms_active  # noqa: SLF001 - torch.func, whose rules are not ours
 
 
 class Plan:
@@ -62,26 +64,36 @@ class Plan:
 
     def add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
         """Return *y* plus what the adapters compute in *module* from its input *x*; *y* is changed in place."""
-        if self.table is not None and not _is_grad_enabled() and self.table.add(module, record, y, x, self.order):
+        is_plain = not _is_grad_enabled() and not _is_transforming()
+        if self.table is not None and is_plain and self.table.add(module, record, y, x, self.order):
             return y
         step = self.step(module, record, x)
         kept = step.kept
-        if kept is not None and not _is_grad_enabled():
+        if kept is not None and is_plain:
             add(y, x, kept)
             return y
         parameters = {name: getattr(module, name) for name in step.parameter_names}
+        if _is_transforming() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():  # noqa: SLF001
+            return step.added_to(y, x, parameters, training=module.training)
         if not (_is_grad_enabled() and (parameters or x.requires_grad or y.requires_grad)):
             step.add_to(y, x, parameters, _seed(module, step))
             return y
-        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():  # noqa: SLF001
-            return step.added_to(y, x, parameters, training=module.training)
         return add_with_gradients(y, x, step, parameters, _seed(module, step))
+
+    def adds_to(self, module: nn.Module) -> bool:
+        """Whether an adapter that runs for some row adds to *module*."""
+        return any(handle.delta(module) is not None for terms in self.sums for handle, _ in terms)
 
     def step(self, module: nn.Module, record: Record, x: Tensor) -> Step:
         """Return what *module* computes for inputs such as *x*."""
         dtype = computing_dtype(x)
         step = self._steps.get(record)
-        if step is None or step.dtype is not dtype or step.device != x.device:
+        if (
+            step is None
+            or step.dtype is not dtype
+            or step.device != x.device
+            or (step.parameter_names and step.wide is not training_dtype(x, _parameters(module, step.parameter_names)))
+        ):
             self._steps[record] = step = self._make_step(module, x, dtype)
         if step.rows > 1:
             check_rows(x, step.rows, record)
@@ -94,8 +106,7 @@ class Plan:
             for terms in self.sums
         )
         names = [name for delta in found.values() if delta is not None for name in delta.parameter_names]
-        wide = {} if autocast_dtype(x) else {name: getattr(module, name) for name in names}
-        return make_step(sums, self.rows, x.device, dtype, wide=wide)
+        return make_step(sums, self.rows, x.device, dtype, training_dtype(x, _parameters(module, names)))
 
     def replacing(self, record: Record) -> tuple[str | None, ...]:
         """Return, for each of the sums, whose copy is run in place of the module; None is the module itself."""
@@ -105,9 +116,13 @@ class Plan:
         )
 
 
+def _parameters(module: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    return [getattr(module, name) for name in names]
+
+
 def _seed(module: nn.Module, step: Step) -> int | None:
     """Return a new seed of dropout, from torch's own random numbers, if there is anything to drop."""
-    return int(torch.randint(1 << 62, ())) if step.has_dropout and module.training else None
+    return int(torch.randint(1 << 62, (), device="cpu")) if step.has_dropout and module.training else None
 
 
 def make_plan(
@@ -121,9 +136,11 @@ def make_plan(
     Raises:
         StateError: A chosen adapter was removed, a merged one would have to be off or weaker, or heads collide.
     """
-    terms = tuple(_terms(handles, merged, weights) for weights in sums)
-    chosen = {handles[name]: None for weights in sums for name in weights}
-    return Plan(terms, rows, tuple(chosen), merged)
+    terms = [_terms(handles, merged, weights) for weights in sums]
+    chosen = tuple({handles[name]: None for weights in sums for name in weights})
+    number_of = {some: number for number, some in enumerate(dict.fromkeys(terms))}  # several weights may mean the same
+    means = tuple(number_of[terms[row]] for row in rows)
+    return Plan(tuple(number_of), means if len(number_of) > 1 else (0,), chosen, merged)
 
 
 def _terms(
@@ -145,7 +162,7 @@ def _terms(
                 hint=f"`unmerge()` it first, or choose it with weight 1: {{{handle.name!r}: 1, …}}",
             )
     check_heads([*(handle for handle, _ in terms), *merged])
-    return tuple(terms)
+    return tuple(sorted(terms, key=lambda term: term[0].arrival))
 
 
 def check_heads(handles: Iterable[AppliedAdapter]) -> None:

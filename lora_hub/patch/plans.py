@@ -25,13 +25,16 @@ class Plans:
         self._plans: dict[tuple[tuple[str, float], ...], Plan] = {}
         self._tables: tuple[Table, ...] = ()
 
+    def __reduce__(self) -> tuple[type[Plans], tuple[()]]:
+        return Plans, ()  # what is kept for speed is neither copied nor written down
+
     def make(self, state: State, choice: Choice) -> Plan:
         """Return a plan of *choice* for *state*; raise `StateError` if it cannot run."""
         others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
         handles = {name: handle for name, handle in state.handles.items() if name not in others}
         if len(choice.rows) > 1:
             plan = make_plan(handles, state.merged, choice.sums, choice.rows)
-            if not any(handle.trainable for handle in plan.handles):
+            if len(plan.rows) > 1 and not any(handle.trainable for handle in plan.handles):
                 plan.use_table(self._table_for(plan, handles))
             return plan
         return self._same_for_all(state, handles, choice.sums[0])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lora_hub.documents.adapter_layout import WRAPPERS
 from lora_hub.errors import UsageError
 from lora_hub.patch.record import Record
+
+if TYPE_CHECKING:
+    from lora_hub.patch.plan import Plan
 
 _FLAT = 2  # dimensions of [rows, features]: pooled outputs, but also tokens in any order
 
@@ -64,8 +69,7 @@ def _child(module: nn.Module, name: str) -> nn.Module:
 def run_replaced(
     module: nn.Module,
     record: Record,
-    names: tuple[str | None, ...],
-    rows: tuple[int, ...],
+    plan: Plan,
     base: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -75,30 +79,31 @@ def run_replaced(
     Args:
         module: A module that adapters replace.
         record: What it carries.
-        names: Whose copy runs, for each distinct choice; None is the module itself.
-        rows: Which of the choices each row runs.
-        base: The module's own forward.
+        plan: What runs.
+        base: What runs for rows without a copy: the module's own forward, with the deltas that others add.
         args: Positional arguments of the call.
-        kwargs: Named ones; every tensor whose leading axis is the batch is divided.
+        kwargs: Named ones; of every tensor whose leading axis is the batch, each copy gets its rows.
     """
-    runs = {name: record.replacements[name].run if name is not None else None for name in names}
+    names = plan.replacing(record)
     if len(set(names)) == 1:
-        run = runs[names[0]]
-        return base(*args, **kwargs) if run is None else run(module, args, kwargs)
+        return record.replacements[str(names[0])].run(module, args, kwargs)
     x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    check_rows(x, len(rows), record)
-    repeats = x.shape[0] // len(rows)
+    check_rows(x, len(plan.rows), record)
+    repeats = x.shape[0] // len(plan.rows)
     order: list[int] = []
-    outputs: list[Tensor] = []
-    for name, run in runs.items():
-        mine = [n * repeats + k for n, row in enumerate(rows) if names[row] == name for k in range(repeats)]
-        index = torch.tensor(mine, device=x.device)
-        some = [_rows_of(value, index, x.shape[0]) for value in args]
-        named = {key: _rows_of(value, index, x.shape[0]) for key, value in kwargs.items()}
-        outputs.append(base(*some, **named) if run is None else run(module, tuple(some), named))
+    outputs: list[Any] = []
+    for name in dict.fromkeys(names):
+        mine = [n * repeats + k for n, row in enumerate(plan.rows) if names[row] == name for k in range(repeats)]
+        of_mine = functools.partial(_rows_of, torch.tensor(mine, device=x.device), x.shape[0])
+        if name is None:
+            outputs.append(tree_map(of_mine, base(*args, **kwargs)))
+        else:
+            some, named = tree_map(of_mine, (args, kwargs))
+            outputs.append(record.replacements[name].run(module, some, named))
         order += mine
-    return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
+    back = torch.tensor(order, device=x.device).argsort()
+    return tree_map(lambda *some: torch.cat(some)[back] if isinstance(some[0], Tensor) else some[0], *outputs)
 
 
-def _rows_of(value: Any, index: Tensor, rows: int) -> Any:  # noqa: ANN401
+def _rows_of(index: Tensor, rows: int, value: Any) -> Any:  # noqa: ANN401
     return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows else value

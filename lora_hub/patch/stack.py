@@ -46,11 +46,11 @@ class Dropout:
     p: float
 
     def masks(self, x: Tensor, dtype: torch.dtype, blocks: list[slice]) -> Iterator[Tensor]:
-        """Yield for each of the *blocks* of *x* ``[G, T, in]`` what to multiply it with: 0, or 1 / (1 - p)."""
+        """Yield for each of the *blocks* of *x* ``[G, T, in]`` what to multiply it with: 0 or 1."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
         for rows in blocks:
             mask = torch.empty(x[:, rows].shape, device=x.device, dtype=dtype)
-            yield mask.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
+            yield mask.bernoulli_(1 - self.p, generator=generator)
 
 
 def add(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None = None) -> None:
@@ -68,13 +68,15 @@ def add(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None = None) -> N
 
 
 def _add_in_blocks(y: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None) -> None:
-    grouped_x, grouped_y = stack.grouped(x), stack.grouped(y)
+    alpha = _alpha(stack, dropout)
+    total = y if y.is_contiguous() else y.clone(memory_format=torch.contiguous_format)
+    grouped_x, grouped_y = stack.grouped(x), stack.grouped(total)
     for rows, block, _ in _blocks(grouped_x, stack.A_t.dtype, dropout):
         delta = torch.bmm(torch.bmm(block, stack.A_t), stack.B_t)
         # add_ computes in the wider of the two dtypes and rounds once.
-        grouped_y[:, rows].add_(delta, alpha=stack.alpha)
-    if not y.is_contiguous():  # so what was added to may be a copy
-        y.copy_(grouped_y.view(y.shape))
+        _at(grouped_y, rows).add_(delta, alpha=alpha)
+    if total is not y:
+        y.copy_(total)
 
 
 def added(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
@@ -105,39 +107,54 @@ def input_gradient(dy: Tensor, stack: Stack, dtype: torch.dtype) -> Tensor:
 def gradients(dy: Tensor, x: Tensor, stack: Stack, dropout: Dropout | None, *, wants_x: bool) -> Gradients:
     """Return the gradients for *dy* ``[..., out]`` at the input *x* ``[..., in]``.
 
-    ``ds = alpha dy B``, ``dA = ds^T x``, ``dB = alpha dy^T s``, ``dx = ds A``, where ``s = x A^T`` is computed again.
+    ``ds = dy B``, ``dA = alpha ds^T x``, ``dB = alpha dy^T s``, ``dx = alpha ds A``; ``s = x A^T`` is computed again.
     All operations are differentiable, so that it can be differentiated once more.
     """
     A, B, dtype = stack.A_t.mT, stack.B_t.mT, stack.A_t.dtype  # [G, R, in], [G, out, R]
-    grouped = stack.grouped(dy)
+    wide = torch.promote_types(dtype, torch.float32)  # in which blocks are summed, and alpha comes in
+    grouped, alpha = stack.grouped(dy), _alpha(stack, dropout)
     dx: list[Tensor] = []
-    dA = dB = None
+    dA: Tensor | None = None
+    dB: Tensor | None = None
     for rows, block, mask in _blocks(stack.grouped(x), dtype, dropout):
-        block_dy = grouped[:, rows].to(dtype)
-        ds = torch.bmm(block_dy, B) * stack.alpha  # [G, T, out] @ [G, out, R] -> [G, T, R]
-        dA = _plus(dA, torch.bmm(ds.mT, block))
-        dB = _plus(dB, torch.bmm(block_dy.mT, torch.bmm(block, stack.A_t) * stack.alpha))
+        block_dy = _at(grouped, rows).to(dtype)
+        ds = torch.bmm(block_dy, B)  # [G, T, out] @ [G, out, R] -> [G, T, R]
+        dA = _plus(dA, torch.bmm(ds.mT, block).to(wide))
+        dB = _plus(dB, torch.bmm(block_dy.mT, torch.bmm(block, stack.A_t)).to(wide))
         if wants_x:
-            block_dx = torch.bmm(ds, A)
+            block_dx = torch.bmm(ds * alpha, A)
             dx.append((block_dx if mask is None else block_dx * mask).to(x.dtype))
-    return Gradients(_joined(dx, dy) if wants_x else None, dA, dB)
+    assert dA is not None and dB is not None  # noqa: S101, PT018 - there is a block at least
+    return Gradients(_joined(dx, dy) if wants_x else None, dA * alpha, dB * alpha)
 
 
-def _blocks(x: Tensor, dtype: torch.dtype, dropout: Dropout | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+def _blocks(
+    x: Tensor, dtype: torch.dtype, dropout: Dropout | None
+) -> Iterator[tuple[slice | None, Tensor, Tensor | None]]:
     """Yield *x* ``[G, T, n]`` along T in *dtype*: the slice, the block after dropout, and the mask if there is one.
 
     Whole, if nothing is to be done to it.
     """
     if x.dtype is dtype and dropout is None:
-        yield slice(None), x, None
+        yield None, x, None
         return
     limit = _BLOCK_ON_CPU if x.device.type == "cpu" else _BLOCK
     step = max(1, limit // (x.shape[0] * x.shape[2]))
     blocks = [slice(start, start + step) for start in range(0, max(x.shape[1], 1), step)]
     masks = dropout.masks(x, dtype, blocks) if dropout is not None else iter([None] * len(blocks))
     for rows, mask in zip(blocks, masks, strict=True):
-        block = x[:, rows].to(dtype)
+        block = _at(x, rows).to(dtype)
         yield rows, block if mask is None else block * mask, mask
+
+
+def _alpha(stack: Stack, dropout: Dropout | None) -> float:
+    """Return alpha, and with it what makes up for the inputs that are dropped."""
+    return stack.alpha if dropout is None else stack.alpha / (1 - dropout.p)
+
+
+def _at(tensor: Tensor, rows: slice | None) -> Tensor:
+    # A slice of all would be a view, for which not every transform of torch has a rule.
+    return tensor if rows is None else tensor[:, rows]
 
 
 def _joined(blocks: list[Tensor], like: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ class Layer:
         self._calls += 1
         return self._may_keep is not None and self._calls > 1 and self._may_keep(stack.A_t.nbytes + stack.B_t.nbytes)
 
-    def dropout_from(self, seed: int | None) -> Dropout | None:
-        """Return what is dropped under *seed*; nothing without one."""
-        return Dropout(seed, self.dropout) if self.dropout and seed is not None else None
+    def dropout_from(self, seed: int | None, number: int) -> Dropout | None:
+        """Return what is dropped under *seed* by the layer with this *number*; nothing without a seed."""
+        return Dropout(seed + number, self.dropout) if self.dropout and seed is not None else None
 
     def _stack(self, parameters: Parameters) -> Stack:
         if len(self.rows) == 1:
@@ -117,28 +117,35 @@ class Layer:
                     continue
                 # What of the factor is not in the stack's alpha is folded into B.
                 fold = delta.alpha * factor / stack.alpha if stack.alpha else 1.0
-                dA = _total(found.A, groups)[columns]
-                dB = _total(found.B, groups)[:, columns] * fold
+                dA, dB = _total(found.A, groups), _total(found.B, groups)
+                if delta.r < dA.shape[0]:  # gradients of their own, not views that keep those of all
+                    dA, dB = dA[columns].clone(), dB[:, columns].clone()
+                dB = dB if fold == 1 else dB * fold
                 for name, gradient in delta.split(dA, dB):
                     total[name] = total[name] + gradient if name in total else gradient
         return total
 
 
 def _total(tensor: Tensor, groups: list[int]) -> Tensor:
-    return tensor[groups[0]] if len(groups) == 1 else tensor[groups].sum(0)
+    if len(groups) > 1:
+        return tensor[groups].sum(0)
+    return tensor[groups[0]] if tensor.shape[0] == 1 else tensor[groups[0]].clone()
 
 
 class Step:
     """What one module adds to its output under one plan, for inputs on one device in one dtype."""
 
-    __slots__ = ("device", "dtype", "has_dropout", "kept", "layers", "parameter_names", "rows")
+    __slots__ = ("device", "dtype", "has_dropout", "kept", "layers", "parameter_names", "rows", "wide")
 
-    def __init__(self, layers: tuple[Layer, ...], rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: tuple[Layer, ...], rows: int, device: torch.device, dtype: torch.dtype, wide: torch.dtype
+    ) -> None:
         self.layers = layers
         self.rows = rows if layers else 1  # that choose on their own; 1 if all run the same
         self.kept: Stack | None = None  # what is all there is to compute, as long as nothing is trained
         self.device = device
-        self.dtype = dtype  # in which the input is computed with
+        self.dtype = dtype  # in which frozen adapters compute
+        self.wide = wide  # in which those compute that are trained
         self.has_dropout = any(layer.dropout for layer in layers)
         deltas = [delta for layer in layers for terms in layer.sums for delta, _ in terms]
         # What is trained, of the module's parameters.
@@ -146,8 +153,8 @@ class Step:
 
     def add_to(self, y: Tensor, x: Tensor, parameters: Parameters, seed: int | None = None) -> None:
         """Add to *y* ``[..., out]``, in place, what the deltas compute from *x* ``[..., in]``."""
-        for layer in self.layers:
-            add(y, x, layer.stack(parameters), layer.dropout_from(seed))
+        for number, layer in enumerate(self.layers):
+            add(y, x, layer.stack(parameters), layer.dropout_from(seed, number))
         if len(self.layers) == 1:
             self.kept = self.layers[0].kept
 
@@ -173,11 +180,12 @@ class Step:
         """
         dx: Tensor | None = None
         found: dict[str, Tensor] = {}
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             stack, more = layer.stack(parameters), None
             if layer.is_trained and x is not None:
-                of_stack = gradients(dy, x, stack, layer.dropout_from(seed), wants_x=wants_x)
-                found |= layer.split(of_stack, stack)
+                of_stack = gradients(dy, x, stack, layer.dropout_from(seed, number), wants_x=wants_x)
+                for name, gradient in layer.split(of_stack, stack).items():
+                    found[name] = found[name] + gradient if name in found else gradient
                 more = of_stack.x
             elif wants_x:
                 more = input_gradient(dy, stack, dtype)
@@ -190,8 +198,7 @@ def make_step(
     rows: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
-    *,
-    wide: Parameters,
+    wide: torch.dtype,
 ) -> Step:
     """Return the step of a module whose groups of *rows* run *sums*.
 
@@ -199,16 +206,22 @@ def make_step(
         sums: The distinct sums of deltas.
         rows: Which of them each group of rows runs; one entry if all rows run the same.
         device: Where the inputs are.
-        dtype: In which the inputs are computed with.
-        wide: Trained parameters that compute in their own dtype if it is the wider one, so that gradients are not
-            rounded.
+        dtype: In which frozen adapters compute.
+        wide: In which all compute if one of them is trained.
     """
-    deltas = {delta: None for terms in sums for delta, _ in terms}
-    compute = dtype
-    for name in (name for delta in deltas for name in delta.parameter_names if name in wide):
-        compute = torch.promote_types(compute, wide[name].dtype)
-    layers = []
-    for p in sorted({delta.dropout for delta in deltas}):
-        of_p = tuple(tuple(term for term in terms if term[0].dropout == p) for terms in sums)
-        layers.append(Layer(of_p, rows, p, device, compute))
-    return Step(tuple(layers), len(rows), device, dtype)
+    compute = wide if any(delta.parameter_names for terms in sums for delta, _ in terms) else dtype
+    layers = tuple(
+        Layer(_kind_of(sums, kind), rows, kind[0], device, compute)
+        for kind in sorted({kind for terms in sums for kind in _kinds(terms)})
+    )
+    return Step(layers, len(rows), device, dtype, wide)
+
+
+def _kinds(terms: Sum) -> list[tuple[float, int]]:
+    """Return for each term what it can be computed together with: what drops nothing, else nothing of its row."""
+    return [(delta.dropout, number if delta.dropout else 0) for number, (delta, _) in enumerate(terms)]
+
+
+def _kind_of(sums: tuple[Sum, ...], kind: tuple[float, int]) -> tuple[Sum, ...]:
+    """Return what of each sum is of that kind."""
+    return tuple(tuple(term for term, own in zip(terms, _kinds(terms), strict=True) if own == kind) for terms in sums)
