@@ -60,13 +60,11 @@ class AdaptedModule(nn.Module):
         if record.replacements and any(plan.replacing(record)):
             base = functools.partial(self._adapted, plan, record) if plan.adds_to(self) else super().forward
             return run_replaced(self, record, plan, base, args, kwargs)
-        return self._adapted(plan, record, *args, **kwargs)
+        y = super().forward(*args, **kwargs)
+        return plan.add(self, record, y, args[0] if args else _first(args, kwargs))
 
     def _adapted(self, plan: Plan, record: Record, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        y = super().forward(*args, **kwargs)
-        if not self.lora_hub_output_is_fresh:
-            y = y.clone()
-        return plan.add(self, record, y, args[0] if args else _first(args, kwargs))
+        return plan.add(self, record, super().forward(*args, **kwargs), _first(args, kwargs))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

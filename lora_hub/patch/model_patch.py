@@ -119,6 +119,7 @@ class ModelPatch:
                 restore_module(module)
         self.state = self.state.without(handle)
         self.forget(handle)
+        residency.leave(handle)
 
     def forget(self, handle: AppliedAdapter) -> None:
         """Keep nothing that was made of *handle* for choices to come."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ONE = Order((0,), 1)
 _is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001
 _is_transforming = torch._C._are_functorch_transforms_active  # noqa: SLF001 - torch.func, whose rules are not ours
 
 
@@ -64,14 +65,20 @@ class Plan:
 
     def add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
         """Return *y* plus what the adapters compute in *module* from its input *x*; *y* is changed in place."""
-        is_plain = not _is_grad_enabled() and not _is_transforming()
+        if not module.lora_hub_output_is_fresh:
+            y = y.clone()
+        step = self._steps.get(record)
+        kept = step.kept if step is not None and step.dtype is x.dtype and step.device == x.device else None
+        if kept is None or _is_grad_enabled() or _is_transforming() or _is_any_autocast_enabled():
+            return self._add(module, record, y, x)
+        add(y, x, kept)  # what nearly every call of a decoder takes
+        return y
+
+    def _add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
+        is_plain = not (_is_grad_enabled() or _is_transforming())
         if self.table is not None and is_plain and self.table.add(module, record, y, x, self.order):
             return y
         step = self.step(module, record, x)
-        kept = step.kept
-        if kept is not None and is_plain:
-            add(y, x, kept)
-            return y
         parameters = {name: getattr(module, name) for name in step.parameter_names}
         if _is_transforming() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():  # noqa: SLF001
             return step.added_to(y, x, parameters, training=module.training)

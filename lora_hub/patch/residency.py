@@ -43,6 +43,11 @@ class Residency:
             if self.is_limited:
                 self._make_room(used)
 
+    def leave(self, handle: AppliedAdapter) -> None:
+        """Forget *handle*, which was removed."""
+        with self._lock:
+            self._resident.pop(handle, None)
+
     def limit(self, host: int | None, device: int | None) -> None:
         """Set both limits, and keep to them."""
         with self._lock:
