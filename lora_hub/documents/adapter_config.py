@@ -182,12 +182,16 @@ class AdapterConfig:
             return None
         targeted, excluded = frozenset(self.target_modules), frozenset(self.exclude_modules or ())
         heads = frozenset(self.modules_to_save)
+        ends = frozenset(head.rpartition(".")[2] for head in heads)  # of which a path in a head has one
         return frozenset(
             path
             for path in paths
             if is_named(path, targeted)
             and not is_named(path, excluded)
-            and not any(is_named(owner, heads) for owner in (*owners_of(path), path))
+            and (
+                ends.isdisjoint(path.split("."))
+                or not any(is_named(owner, heads) for owner in (*owners_of(path), path))
+            )
             and (path in targeted or self._is_in_layers(path))
         )
 
@@ -234,7 +238,10 @@ def _as_tuple(names: tuple[str, ...] | str | None) -> tuple[str, ...]:
 
 
 def _first_match(patterns: tuple[tuple[ModulePattern, T], ...], path: str, default: T) -> T:
-    return next((value for pattern, value in patterns if pattern.matches(path)), default)
+    for pattern, value in patterns:
+        if pattern.matches(path):
+            return value
+    return default
 
 
 def _sorted(names: tuple[str, ...] | str | None) -> list[str] | str | None:

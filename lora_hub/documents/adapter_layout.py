@@ -21,9 +21,9 @@ from lora_hub.errors import MalformedError
 PREFIX = "base_model.model."
 # Components that torch.compile and FSDP insert into paths, and so into the keys of what is saved.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
-_NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,31}"  # no component is empty
-_LORA = re.compile(rf"(?P<path>{_NAME})\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
-_PARAMETER = re.compile(_NAME, re.ASCII)
+_WRAPPER = re.compile("|".join(WRAPPERS))
+_PARAMETER = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,31}", re.ASCII)  # no component is empty
+_LORA = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")  # of what is a parameter
 MAX_SCALING = 1e6  # of alpha/r; 64 is a large one
 _MAX_COMPARISONS = 8_000_000  # of tensors with patterns and heads: seconds
 _MAX_RUNS = 262_144  # of rows, in all modules that are sliced; a base of 80 layers with 232 heads has 55,680
@@ -37,7 +37,7 @@ _FOREIGN = {
     ".lora_velora_": "VeLoRA",
     ".lora_monteclora_": "MonteCLoRA",
 }
-
+_FOREIGN_PART = re.compile("|".join(map(re.escape, _FOREIGN)))
 
 Keys = dict[str, str]  # of tensors in the file, by what they are for
 
@@ -89,6 +89,8 @@ def read_layout(
 
 def plain_path(path: str) -> str:
     """Return *path* without the components that torch.compile and FSDP insert."""
+    if not _WRAPPER.search(path):
+        return path
     return ".".join(component for component in path.split(".") if component not in WRAPPERS)
 
 
@@ -118,13 +120,12 @@ def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tupl
     has_module = any(entry.startswith(("module.", r"module\.")) for entry in config.target_entries)
     for key in tensors:
         name = _plain_key(key, has_module=has_module)
+        if _FOREIGN_PART.search(name) or not _PARAMETER.fullmatch(name):
+            raise _unexpected(key, name)
         lora = _LORA.fullmatch(name)
-        foreign = next((meaning for part, meaning in _FOREIGN.items() if part in name), None)
-        if foreign or not _PARAMETER.fullmatch(name):
-            raise _unexpected(key, foreign)
-        head = next(filter(config.replaces, owners_of(name)), None)
+        head = next(filter(config.replaces, owners_of(name)), None) if config.modules_to_save else None
         if (lora is None) == (head is None):
-            raise _unexpected(key, None)
+            raise _unexpected(key, name)
         keys, purpose = (
             (pairs[lora["path"]], lora["side"]) if lora else (heads[head or ""], name.removeprefix(f"{head}."))
         )
@@ -136,7 +137,8 @@ def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tupl
     return dict(pairs), dict(heads)
 
 
-def _unexpected(key: str, meaning: str | None) -> MalformedError:
+def _unexpected(key: str, name: str) -> MalformedError:
+    meaning = next((meaning for part, meaning in _FOREIGN.items() if part in name), None)
     what = f"is {meaning}, which lora-hub does not apply" if meaning else "must be either LoRA or in `modules_to_save`"
     return MalformedError(
         f"the tensor {printable(key)} {what}",
@@ -230,9 +232,12 @@ def _check_targets_are_served(config: AdapterConfig, paths: Iterable[str]) -> No
     for path in sorted(set(paths) - targeted):
         raise MalformedError(f"the tensors of `{path}` belong to no entry of `target_modules`", hint=_SAVE_AGAIN)
     if not config.exclude_modules and not config.modules_to_save:
-        wanted = frozenset(config.target_modules or ())
-        served = {name for path in paths for name in names_of(path) if name in wanted}
-        _check_served("target_modules", wanted - served)
+        missing = set(config.target_modules or ())
+        for path in paths:
+            if not missing:
+                break
+            missing.difference_update(names_of(path))
+        _check_served("target_modules", missing)
 
 
 def _check_heads_are_served(config: AdapterConfig, heads: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +23,8 @@ _SAVE_AGAIN = "write it again with `save_adapter`"
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 MAX_DIGITS = 1000
+_MANY_ZEROS = MAX_DIGITS * b"0"
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 MAX_DEPTH = 16  # nested objects and arrays; the deepest document we write has 6
 
 
@@ -70,10 +72,11 @@ def parse_json_object(content: bytes, *, what: str, limit: int, hint: str = _SAV
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            parse_int=_integer,
+            parse_int=_integer if _MANY_ZEROS in content.translate(_DIGITS_AS_ZEROS) else int,
         )
         # An escaped half of a surrogate pair is JSON, but no text: nothing could write it down again.
-        json.dumps(document, ensure_ascii=False).encode()
+        if b"\\" in content:
+            json.dumps(document, ensure_ascii=False).encode()
     except (RecursionError, ValueError) as error:
         raise DocumentError(f"{what} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(document, dict):
@@ -108,21 +111,18 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def check_depth(document: object, what: str, hint: str) -> None:
+def check_depth(document: Mapping[str, Any], what: str, hint: str) -> None:
     """Raise `DocumentError` if *document* is nested deeper than `MAX_DEPTH`."""
-    level = [document]
-    for _ in range(MAX_DEPTH):
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    raise DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels", hint=hint)
-
-
-def _children(item: object) -> Iterator[object]:
-    if isinstance(item, dict):
-        yield from item.values()
-    elif isinstance(item, list):
-        yield from item
+    level: list[Any] = [document]  # the objects and arrays of one depth
+    for _ in range(MAX_DEPTH - 1):
+        level = [
+            value
+            for item in level
+            for value in (item.values() if isinstance(item, dict) else item)
+            if isinstance(value, (dict, list))
+        ]
+    if any(level):
+        raise DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels", hint=hint)
 
 
 def printable(value: object, *, limit: int = 120) -> str:

@@ -21,21 +21,27 @@ _PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-_]){1,512}\$?", re.ASCII)
 
 def is_named(path: str, entries: AbstractSet[str]) -> bool:
     """Whether one of *entries* names the module at *path*: its whole path, or the last components of it."""
-    return not entries.isdisjoint(names_of(path))
+    if path in entries or path.rpartition(".")[2] in entries:  # as nearly all that are written do
+        return True
+    return bool(entries) and not entries.isdisjoint(names_of(path))
 
 
 def names_of(path: str) -> list[str]:
     """Return every entry that would name the module at *path*: the path itself, and each of its endings."""
-    return [path, *(path[dot + 1 :] for dot in _dots(path))]
+    names = [path]
+    while "." in path:
+        path = path.partition(".")[2]
+        names.append(path)
+    return names
 
 
 def owners_of(path: str) -> list[str]:
     """Return the paths of the modules that the module or parameter at *path* is in, outermost first."""
-    return [path[:dot] for dot in _dots(path)]
-
-
-def _dots(path: str) -> list[int]:
-    return [position for position, character in enumerate(path) if character == "."]
+    owners = []
+    while "." in path:
+        path = path.rpartition(".")[0]
+        owners.append(path)
+    return owners[::-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from lora_hub.documents.manifest import (
     Slice,
     SliceGroup,
 )
-from lora_hub.documents.safetensors_header import TensorInfo, is_finite, read_header
+from lora_hub.documents.safetensors_header import TensorInfo, are_finite, is_finite, read_header
 from lora_hub.documents.signers import Signer
 from lora_hub.errors import IntegrityError, MalformedError, NotFoundError
 
@@ -116,6 +116,8 @@ def _check_summary(written: LoraSummary, found: LoraSummary) -> None:
 
 
 def _check_finite(content: Bytes, tensors: Mapping[str, TensorInfo]) -> None:
+    if are_finite(content, tensors.values()):
+        return
     for key, tensor in tensors.items():
         if not is_finite(content, tensor):
             raise MalformedError(
@@ -162,12 +164,13 @@ def describe(
 ) -> Manifest:
     """Return the draft manifest of *files*; *targets* is what their author called them, else the modules' own names."""
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    parts = [part for module in layout.modules for part in module.slices or (module,)]
     return Manifest(
         base=base or BaseModel(repo=hub_name(config.base_model_name_or_path), revision=config.revision),
         license=license,
         lora=LoraSummary(
-            r=most_common(part.r for module in layout.modules for part in module.slices or (module,)),
-            alpha=most_common(part.alpha for module in layout.modules for part in module.slices or (module,)),
+            r=most_common(part.r for part in parts),
+            alpha=most_common(part.alpha for part in parts),
             targets=targets or tuple(sorted({module.path.rpartition(".")[2] for module in layout.modules})),
             dtype="+".join(DTYPE_NAMES[dtype] for dtype in dtypes),
             parameters=_parameters(layout, tensors),

@@ -377,6 +377,31 @@ def test_we_write_no_key_of_our_own():
     assert document["peft_type"] == "LORA"
 
 
+ENTRIES = st.lists(st.text("ab.", max_size=4), max_size=3)
+
+
+@given(st.lists(st.text("ab.", max_size=8), max_size=6), ENTRIES, ENTRIES, ENTRIES)
+@settings(deadline=None, max_examples=300)
+def test_a_target_is_named_and_neither_excluded_nor_in_a_head(paths, targeted, excluded, heads):
+    """Whatever the dots, the targets are the paths that an entry names, outside of what is excluded or replaced."""
+    config = AdapterConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=tuple(targeted),
+        exclude_modules=tuple(excluded),
+        modules_to_save=tuple(heads),
+    )
+    expected = {
+        path
+        for path in paths
+        if any(f".{path}".endswith(f".{entry}") for entry in targeted)
+        and not any(f".{path}".endswith(f".{entry}") for entry in excluded)
+        and not any(f".{head}." in f".{path}." for head in heads)
+    }
+
+    assert config.targets(paths) == expected
+
+
 @pytest.fixture(scope="module")
 def peft():
     """The installed PEFT, which is the oracle."""

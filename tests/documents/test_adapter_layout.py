@@ -1,5 +1,7 @@
 """Every tensor has exactly one purpose, or the error names the tensor."""
 
+import re
+
 import pytest
 from adapter_files import (
     HIDDEN,
@@ -11,9 +13,11 @@ from adapter_files import (
     tensor,
     to_json,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_hub.documents.adapter_config import AdapterConfig
-from lora_hub.documents.adapter_layout import AdapterLayout, plain_path, read_layout
+from lora_hub.documents.adapter_layout import AdapterLayout, _sort_keys, plain_path, read_layout
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.safetensors_header import TensorInfo, read_header
 from lora_hub.errors import MalformedError
@@ -130,6 +134,40 @@ def test_an_extra_tensor_is_named(key, meaning):
     assert key.removeprefix(PREFIX).partition("\x1b")[0].partition("é")[0] in message
 
 
+COMPONENTS = st.sampled_from(["lora_A", "lora_B", "weight", "a", "0", "", "é", "x\n"])
+
+
+@given(st.lists(COMPONENTS, max_size=6) | st.lists(COMPONENTS, min_size=30, max_size=35), st.sampled_from("AB"))
+@settings(deadline=None, max_examples=500)
+def test_a_lora_key_is_read_as_it_is_written(components, side):
+    """Of names that end like A or B, those are LoRA that one strict expression matches as a whole, with that path."""
+    name = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,31}"
+    strict = re.compile(rf"(?P<path>{name})\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight", re.ASCII)
+    for end in ([], [f"lora_{side}", "weight"], [f"lora_{side}", "default", "weight"]):
+        key = ".".join([*components, *end])
+        expected = strict.fullmatch(key) if re.fullmatch(name, key, re.ASCII) else None
+
+        assert purpose_of(key) == (expected and (expected["path"], expected["side"]))
+
+
+def purpose_of(key: str) -> tuple[str, str] | None:
+    """Return what module the tensor at *key* adapts, and whether it is A or B, or None if it is no LoRA."""
+    try:
+        pairs, _ = _sort_keys(AdapterConfig(r=2, lora_alpha=4), {key: None})
+    except MalformedError:
+        return None
+    ((path, keys),) = pairs.items()
+    return path, *keys
+
+
+def test_of_two_foreign_parts_the_better_known_is_named():
+    """A tensor that is foreign twice is called by the first that we know, not by the first in its name."""
+    adapter = adapter_files()
+    adapter.tensors[f"{PREFIX}{Q}.base_layer.lora_magnitude_vector"] = tensor(4)
+
+    assert "is DoRA" in refused(adapter)
+
+
 @pytest.mark.parametrize(
     ("r", "a", "b"),
     [
@@ -216,6 +254,14 @@ def test_a_wrapper_in_the_middle_of_a_path_is_stripped():
     """A layer that was compiled on its own leaves its mark inside the path."""
     assert plain_path("model.layers.0._orig_mod.self_attn.q_proj") == Q
     assert plain_path("model.layers.0.self_attn.q_proj._orig_mod") == Q
+
+
+@given(st.lists(st.sampled_from(["_orig_mod", "_fsdp_wrapped_module", "x_orig_mod", "a", ""]), max_size=6))
+def test_only_whole_components_are_stripped(components):
+    """Whatever stands around them, the components of wrappers go and all others stay."""
+    kept = [component for component in components if component not in {"_orig_mod", "_fsdp_wrapped_module"}]
+
+    assert plain_path(".".join(components)) == ".".join(kept)
 
 
 def test_a_component_that_only_looks_like_a_wrapper_stays():

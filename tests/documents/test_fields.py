@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_hub.documents.fields import MAX_DEPTH, Fields, canonical_json, parse_json_object, printable
+from lora_hub.documents.fields import MAX_DEPTH, Fields, canonical_json, check_depth, parse_json_object, printable
 from lora_hub.errors import DocumentError
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
@@ -99,6 +99,63 @@ def test_depth_is_bounded():
 
     with pytest.raises(DocumentError, match="deeper"):
         parse(nested(MAX_DEPTH + 1))
+
+
+NESTED = st.recursive(
+    st.integers() | st.just({}) | st.just([]),
+    lambda inner: st.lists(inner, min_size=1, max_size=2) | st.dictionaries(st.just("x"), inner, min_size=1),
+    max_leaves=4,
+)
+
+
+@given(NESTED, st.integers(0, MAX_DEPTH + 1), st.sampled_from(["list", "dict", "both"]))
+@settings(deadline=None)
+def test_depth_is_that_of_the_deepest_value(value, levels, kind):
+    """A document is refused exactly if one of its values, be it empty or a number, lies below the deepest level."""
+    for level in range(levels):
+        value = [value, 0] if kind == "list" or (kind == "both" and level % 2) else {"x": value, "y": 0}
+    document = {"a": value}
+
+    assert is_refused(document) == (depth(document) > MAX_DEPTH)
+
+
+def is_refused(document) -> bool:
+    try:
+        check_depth(document, "the document", "hint")
+    except DocumentError:
+        return True
+    return False
+
+
+def depth(value) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(depth, children), default=0)
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("digits", ["9", "10", "0123456789"])
+def test_a_number_has_a_thousand_characters_at_most(sign, digits):
+    """The bound is on the number as it is written, with its sign; digits in a string are text."""
+    number = sign + "1" + digits * 1000
+    fits, too_long = number[:1000], number[:1001]
+
+    assert parse(f'{{"a": [{fits}], "b": "{too_long}"}}'.encode()) == {"a": [int(fits)], "b": too_long}
+    with pytest.raises(DocumentError, match="has 1001 digits"):
+        parse(f'{{"a": {too_long}}}'.encode())
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ude00", r"\\ud800", r"\u0041", r"\n"])
+def test_an_escape_that_is_text_is_read(text):
+    """A whole surrogate pair is one character, and a backslash that is escaped begins no escape."""
+    assert parse(f'{{"a": "{text}"}}'.encode()) == {"a": json.loads(f'"{text}"')}
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"\uD800", r"\uDfFf", r"\ude00\ud83d", r"\\\ud800"])
+def test_half_a_surrogate_pair_is_refused(text):
+    """Half a pair is no text, however it is written, in a key as in a value."""
+    for content in (f'{{"a": "{text}"}}', f'{{"{text}": 1}}'):
+        with pytest.raises(DocumentError, match="surrogates"):
+            parse(content.encode())
 
 
 def test_digits_are_bounded_whoever_unbounded_them():

@@ -135,6 +135,15 @@ def test_owners_of_a_path_are_its_beginnings():
     assert owners_of("weight") == []
 
 
+@given(st.text("ab.", max_size=8))
+def test_names_and_owners_are_cut_at_the_dots(path):
+    """Whatever the dots, also two side by side or at an end, names begin after one and owners end before one."""
+    dots = [position for position, character in enumerate(path) if character == "."]
+
+    assert names_of(path) == [path, *(path[dot + 1 :] for dot in dots)]
+    assert owners_of(path) == [path[:dot] for dot in dots]
+
+
 def test_a_long_key_is_not_repeated_in_the_error():
     """A key of a megabyte is refused in a line that a terminal shows."""
     with pytest.raises(MalformedError) as caught:

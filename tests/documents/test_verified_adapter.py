@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 
 import pytest
 from adapter_files import Tensor, adapter_files, fused_adapter_files, lora_key, pack, tensor, to_json
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, PAYLOAD_NAMES, WEIGHTS_NAME, Manifest
+from lora_hub.documents.safetensors_header import read_header
 from lora_hub.documents.verified_adapter import hub_name, most_common, verify
 from lora_hub.errors import DocumentError, IntegrityError, MalformedError, NotFoundError
 
@@ -106,6 +108,23 @@ def test_a_value_that_is_no_number_is_refused(dtype, number):
 
     with pytest.raises(MalformedError, match=r"layers\.1\.self_attn\.v_proj\.lora_B"):
         verify(adapter.files(), source="here")
+
+
+def test_of_several_tensors_that_are_no_numbers_the_first_in_the_header_is_named():
+    """The order of the header decides, not that of the bytes in the file."""
+    files = adapter_files().files()
+    content = bytearray(files[WEIGHTS_NAME])
+    tensors = read_header(content)
+    for info in tensors.values():
+        content[info.stop - 4 : info.stop] = pack([math.nan], "F32")
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8 : 8 + length]))
+    first = max(tensors, key=lambda key: tensors[key].start)
+    text = json.dumps({first: header[first], **header}).encode()
+    files[WEIGHTS_NAME] = len(text).to_bytes(8, "little") + text + bytes(content[8 + length :])
+
+    with pytest.raises(MalformedError, match=re.escape(first)):
+        verify(files, source="here")
 
 
 def test_a_malformed_manifest_is_refused():
