@@ -90,7 +90,9 @@ class Delta:
         if kept is None or kept[0] != device or kept[1] is not dtype:
             # What is kept may be needed for a backward, also if this call is under `inference_mode`.
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = kept = (device, dtype, self._stacked(parameters, device, dtype))
+                kept = (device, dtype, self._stacked(parameters, device, dtype))
+            if is_real(kept[2].B_t):
+                self._kept = kept
         return kept[2]
 
     def _stacked(self, parameters: Parameters, device: torch.device, dtype: torch.dtype) -> Matrices:
@@ -132,6 +134,11 @@ class Delta:
         for adapted in self.parts:
             yield slice(start, start + adapted.part.r), adapted
             start += adapted.part.r
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether *tensor* may be kept for later calls: not what a tracer or a fake mode computes with."""
+    return type(tensor) is Tensor
 
 
 def padded(matrices: Matrices, r: int) -> Matrices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ from lora_hub.patch.table import Order, Table, Terms
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
+_numbers = itertools.count()
 _ONE = Order((0,), 1)
 _is_grad_enabled = torch.is_grad_enabled
+_tracing_state = torch._C._get_tracing_state  # noqa: SLF001
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001
 _is_transforming = torch._C._are_functorch_transforms_active  # noqa: SLF001 - torch.func, whose rules are not ours
 
@@ -30,7 +33,7 @@ _is_transforming = torch._C._are_functorch_transforms_active  # noqa: SLF001 - t
 class Plan:
     """What each row of a batch runs, and what every module made of that: immutable but for what it keeps."""
 
-    __slots__ = ("_steps", "handles", "is_bare", "merged", "order", "rows", "sums", "table")
+    __slots__ = ("_steps", "handles", "is_bare", "merged", "number", "order", "rows", "sums", "table")
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Plan:
     ) -> None:
         self.sums = sums
         self.rows = rows
+        self.number = next(_numbers)  # that no other plan has
         self.is_bare = not any(sums)  # nothing runs on top of the weights
         self.handles = handles  # that were chosen, also with weight 0
         self.merged = merged  # at the time; more or less would need another plan
@@ -74,13 +78,22 @@ class Plan:
         add(y, x, kept)  # what nearly every call of a decoder takes
         return y
 
+    def add_in_place(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> None:
+        """Add to *y* what the adapters compute in *module* from its input *x*, without gradients."""
+        with torch.no_grad():
+            self._add(module, record, y, x)
+
     def _add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
-        is_plain = not (_is_grad_enabled() or _is_transforming())
-        if self.table is not None and is_plain and self.table.add(module, record, y, x, self.order):
+        is_traced = _is_transforming() or bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()  # noqa: SLF001
+        if (
+            self.table is not None
+            and not (is_traced or _is_grad_enabled())
+            and self.table.add(module, record, y, x, self.order)
+        ):
             return y
         step = self.step(module, record, x)
         parameters = {name: getattr(module, name) for name in step.parameter_names}
-        if _is_transforming() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():  # noqa: SLF001
+        if is_traced or forward_ad._current_level >= 0:  # noqa: SLF001
             return step.added_to(y, x, parameters, training=module.training)
         if not (_is_grad_enabled() and (parameters or x.requires_grad or y.requires_grad)):
             step.add_to(y, x, parameters, _seed(module, step))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_hub.patch.delta import Delta, Matrices, folded, padded
+from lora_hub.patch.delta import Delta, Matrices, folded, is_real, padded
 from lora_hub.patch.factors import Parameters
 from lora_hub.patch.stack import Dropout, Gradients, Stack, add, added, gradients, input_gradient
 
@@ -62,7 +62,7 @@ class Layer:
         # They may be needed for a backward, also if this call is under `inference_mode`.
         with torch.inference_mode(False), torch.no_grad():
             stack = self._stack(parameters)
-        if len(self.rows) == 1 or self._is_worth_keeping(stack):
+        if is_real(stack.B_t) and (len(self.rows) == 1 or self._is_worth_keeping(stack)):
             self.kept = stack
         return stack
 

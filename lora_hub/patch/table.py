@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lora_hub.patch.delta import is_real
 from lora_hub.patch.factors import computing_dtype
 from lora_hub.patch.rows import check_rows
 from lora_hub.patch.stack import add
@@ -58,7 +59,9 @@ class Order:
         if index is None or index[0] != device:
             lists = (self._row_in, self._place_of, self.choices)
             row_in, place_of, choices = (torch.tensor(some, device=device) for some in lists)
-            self._index = index = (device, (row_in, place_of, choices))
+            index = (device, (row_in, place_of, choices))
+            if is_real(row_in):
+                self._index = index
         return index[1]
 
 
