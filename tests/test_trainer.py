@@ -65,7 +65,7 @@ def test_checkpoint_can_be_applied(tmp_path):
 def test_best_model_comes_back(tmp_path):
     """`load_best_model_at_end` gives the adapter of the best checkpoint, not of the last."""
     trainer = make_trainer(
-        tmp_path, max_steps=8, learning_rate=0.5, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+        tmp_path, max_steps=8, learning_rate=0.01, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=True,
     )  # fmt: skip
     trainer.train()

@@ -32,7 +32,7 @@ def number(module: nn.Module) -> Tensor:
     """Return a new number for *module*: a tensor, since a compiler takes a plain number for a constant of the code."""
     found = next(_numbers)
     _modules[found] = module
-    return torch.tensor(found)
+    return torch.scalar_tensor(found, dtype=torch.int64)
 
 
 def add_compiled(module: nn.Module, y: Tensor, x: Tensor) -> Tensor:

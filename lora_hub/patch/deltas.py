@@ -45,7 +45,7 @@ class Deltas:
         """How many bytes the copies take that were made to compute with, if all modules are as the first one."""
         found = self._found
         first = next(iter(found.values())) if found else None
-        return self.nbytes * first.nbytes_placed // first.nbytes if first is not None else 0
+        return self.nbytes * first.nbytes_placed // first.nbytes if first is not None and self.nbytes else 0
 
     def leave_device(self) -> None:
         """Drop the copies that were made to compute with."""

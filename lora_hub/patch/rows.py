@@ -12,11 +12,14 @@ from torch.utils._pytree import tree_map
 
 from lora_hub.documents.adapter_layout import WRAPPERS
 from lora_hub.errors import UsageError
+from lora_hub.patch.projections import model_type
 from lora_hub.patch.record import Record
 
 if TYPE_CHECKING:
     from lora_hub.patch.plan import Plan
 
+# Models of transformers whose modules get [length, batch, features], all of them or their attention.
+_SEQUENCE_IN_FRONT = frozenset({"fsmt", "led", "longformer", "xlnet"})
 _FLAT = 2  # dimensions of [rows, features]: pooled outputs, but also tokens in any order
 
 
@@ -39,24 +42,32 @@ def check_rows(x: Tensor, rows: int, record: Record) -> None:
         record.stranger = _stranger(record.patch.model, record.path)
     if record.stranger:
         raise UsageError(
-            f"`{record.path}` is in `{record.stranger}`, whose inputs are not the rows of the batch",
+            f"`{record.path}` is in {record.stranger}, whose inputs are not the rows of the batch",
             hint="leave that part to one adapter: `use` it, or route adapters that do not adapt this module",
         )
 
 
 def _stranger(model: nn.Module, path: str) -> str:
-    """Return the part of *model* around *path* that sees other rows than the batch's; "" if there is none.
+    """Return what part of *model* around *path* sees other rows than the batch's, for messages; "" if there is none.
 
-    Those are experts, which get the tokens that were sent to them, and towers with an input of their own (images,
-    sound): transformers calls it the ``main_input_name``.
+    Those are experts, which get the tokens that were sent to them, towers with an input of their own (images, sound):
+    transformers calls it the ``main_input_name``; and what has the sequence in front of the batch.
     """
     own = getattr(model, "main_input_name", None)
     names, inside = path.split("."), model
+    if _has_sequence_in_front(model):
+        return f"a {type(model).__name__}, which has the sequence in front of the batch"
     for depth, name in enumerate(names[:-1], start=1):
         inside = _child(inside, name)
-        if name == "experts" or getattr(inside, "main_input_name", own) not in {own, "input_ids"}:
-            return ".".join(names[:depth])
+        is_tower = getattr(inside, "main_input_name", own) not in {own, "input_ids"}
+        if name == "experts" or is_tower or _has_sequence_in_front(inside):
+            return f"`{'.'.join(names[:depth])}`"
     return ""
+
+
+def _has_sequence_in_front(module: nn.Module) -> bool:
+    attentions = [child for child in module.children() if isinstance(child, nn.MultiheadAttention)]
+    return model_type(module) in _SEQUENCE_IN_FRONT or any(not child.batch_first for child in attentions)
 
 
 def _child(module: nn.Module, name: str) -> nn.Module:

@@ -45,12 +45,14 @@ def route(model: nn.Module, choices: Sequence[OneChoice]) -> Use:
         choices: For each row of the batch what `use` takes: a name, a handle, a weighted sum, or None.
 
     The batch is the first axis of what the adapted modules get. Rows that were repeated keep their choice, if the
-    copies stand side by side, as `generate` puts its beams. The matrices of the last choices stay stacked, up to 1 GiB,
-    so a route may change at every call; any number of adapters may differ in rank, targets and dtype.
+    copies stand side by side, as `generate` puts its beams; a batch that a model repeats as a whole cannot be told
+    apart. The matrices of the last choices stay stacked, up to 1 GiB, so a route may change at every call; any number
+    of adapters may differ in rank, targets and dtype.
 
     Raises:
         UsageError: As for `use`; no choices at all; and when a module runs whose input's rows cannot be proven to be
-            those of the batch (packed sequences, experts, towers of images), unless all rows choose the same.
+            those of the batch (packed sequences, experts, towers of images, the sequence in front of the batch), unless
+            all rows choose the same.
         StateError: As for `use`.
     """
     if isinstance(choices, str | Mapping) or not isinstance(choices, Sequence) or not choices:
