@@ -97,7 +97,7 @@ class Delta:
 
     def _stacked(self, parameters: Parameters, device: torch.device, dtype: torch.dtype) -> Matrices:
         pairs = [adapted.factors.stored(parameters) for adapted in self.parts]
-        if self._is_whole:
+        if self.is_whole:
             ((lora_A, lora_B),) = pairs
             return Matrices(lora_A.to(device, dtype), lora_B.to(device, dtype).t(), self.alpha)
         A = torch.cat([lora_A.to(device, dtype) for lora_A, _ in pairs])
@@ -113,7 +113,7 @@ class Delta:
         for columns, adapted in self._columns():
             factors = adapted.factors
             if isinstance(factors, TrainableFactors):
-                if self._is_whole:
+                if self.is_whole:
                     yield factors.name_A, dA
                     yield factors.name_B, dB
                     continue
@@ -122,7 +122,8 @@ class Delta:
                 yield factors.name_B, B * self._fold(adapted)
 
     @property
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether it is one pair of A and B for all outputs of the module."""
         return len(self.parts) == 1 and self.parts[0].part.rows is None
 
     def _fold(self, adapted: AdaptedPart) -> float:

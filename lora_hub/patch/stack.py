@@ -85,6 +85,32 @@ def added(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     return torch.add(y, delta.reshape(y.shape), alpha=stack.alpha).to(y.dtype)
 
 
+def is_one_block(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether *x* is computed with in *dtype* as it is, or converted as a whole."""
+    return x.dtype is dtype or x.numel() <= (_BLOCK_ON_CPU if x.is_cpu else _BLOCK)
+
+
+def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
+    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one pair and one block."""
+    s = torch.mm(x.reshape(-1, x.shape[-1]).to(A.dtype), A.t())  # [T, in] @ [in, r] -> [T, r]
+    rows_y = y.view(-1, y.shape[-1])
+    if y.dtype is s.dtype:
+        rows_y.addmm_(s, B.t(), alpha=alpha)
+    else:
+        rows_y.add_(torch.mm(s, B.t()), alpha=alpha)
+
+
+def gradients_of_one(
+    dy: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float, *, wants_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return dx, dA and dB: what `gradients` does for one pair and one block, with a tenth of its Python."""
+    rows, rows_dy = x.reshape(-1, x.shape[-1]).to(A.dtype), dy.reshape(-1, dy.shape[-1]).to(A.dtype)
+    ds = torch.mm(rows_dy, B * alpha)  # [T, out] @ [out, r] -> [T, r]
+    dA = torch.mm(ds.t(), rows)
+    dB = torch.mm(rows_dy.t(), torch.mm(rows, (A * alpha).t()))
+    return (torch.mm(ds, A).to(x.dtype).view(x.shape) if wants_x else None), dA, dB
+
+
 @dataclass(frozen=True, slots=True)
 class Gradients:
     """The gradients of a stack's input and matrices; None is what was not asked for."""

@@ -11,7 +11,18 @@ from torch.nn import functional
 
 from lora_hub.patch.delta import Delta, Matrices, folded, is_real, padded
 from lora_hub.patch.factors import Parameters
-from lora_hub.patch.stack import Dropout, Gradients, Stack, add, added, gradients, input_gradient
+from lora_hub.patch.stack import (
+    Dropout,
+    Gradients,
+    Stack,
+    add,
+    add_one,
+    added,
+    gradients,
+    gradients_of_one,
+    input_gradient,
+    is_one_block,
+)
 
 Sum = tuple[tuple[Delta, float], ...]  # deltas and their factors; empty is the bare base
 MayKeep = Callable[[int], bool]  # whether so many bytes more may be kept
@@ -135,13 +146,14 @@ def _total(tensor: Tensor, groups: list[int]) -> Tensor:
 class Step:
     """What one module adds to its output under one plan, for inputs on one device in one dtype."""
 
-    __slots__ = ("device", "dtype", "has_dropout", "kept", "layers", "parameter_names", "rows", "wide")
+    __slots__ = ("device", "dtype", "has_dropout", "kept", "layers", "only", "parameter_names", "rows", "wide")
 
     def __init__(
         self, layers: tuple[Layer, ...], rows: int, device: torch.device, dtype: torch.dtype, wide: torch.dtype
     ) -> None:
         self.layers = layers
         self.rows = rows if layers else 1  # that choose on their own; 1 if all run the same
+        self.only = _only(layers)  # the names of A and B and their factor, if one adapter is trained and no other runs
         self.kept: Stack | None = None  # what is all there is to compute, as long as nothing is trained
         self.device = device
         self.dtype = dtype  # in which frozen adapters compute
@@ -153,10 +165,18 @@ class Step:
 
     def add_to(self, y: Tensor, x: Tensor, parameters: Parameters, seed: int | None = None) -> None:
         """Add to *y* ``[..., out]``, in place, what the deltas compute from *x* ``[..., in]``."""
+        if self.only is not None and seed is None and y.is_contiguous():
+            A, B, alpha = parameters[self.only[0]], parameters[self.only[1]], self.only[2]
+            if self._is_simple(x, A, B):
+                add_one(y, x, A, B, alpha)
+                return
         for number, layer in enumerate(self.layers):
             add(y, x, layer.stack(parameters), layer.dropout_from(seed, number))
         if len(self.layers) == 1:
             self.kept = self.layers[0].kept
+
+    def _is_simple(self, x: Tensor, A: Tensor, B: Tensor) -> bool:
+        return A.dtype is B.dtype is self.wide and x.device == A.device and is_one_block(x, A.dtype)
 
     def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
         """Return the same as a new tensor, by operations that torch's transforms and exporters know."""
@@ -178,7 +198,13 @@ class Step:
 
         *x* is needed only if parameters are trained.
         """
-        dx: Tensor | None = None
+        if self.only is not None and seed is None and x is not None:
+            name_A, name_B, alpha = self.only
+            A, B = parameters[name_A], parameters[name_B]
+            if self._is_simple(x, A, B):
+                dx, dA, dB = gradients_of_one(dy, x, A, B, alpha, wants_x=wants_x)
+                return dx, {name_A: dA, name_B: dB}
+        dx = None
         found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.layers):
             stack, more = layer.stack(parameters), None
@@ -191,6 +217,15 @@ class Step:
                 more = input_gradient(dy, stack, dtype)
             dx = more if dx is None or more is None else dx + more
         return dx, found
+
+
+def _only(layers: tuple[Layer, ...]) -> tuple[str, str, float] | None:
+    terms = layers[0].sums[0] if len(layers) == 1 and len(layers[0].rows) == 1 else ()
+    if len(terms) != 1 or not terms[0][0].is_whole or not terms[0][0].parameter_names:
+        return None
+    ((delta, factor),) = terms
+    name_A, name_B = delta.parameter_names
+    return name_A, name_B, delta.alpha * factor
 
 
 def make_step(

@@ -590,13 +590,13 @@ def test_gradient_of_an_adapter_holds_its_own_memory_only(r):
 def test_input_that_needs_no_gradient_gets_none(monkeypatch):
     """Where x wants no gradient, dx is not computed."""
     model, asked = layer("task"), []
-    compute = stack.gradients
+    compute = stack.gradients_of_one
 
     def noting(*args, wants_x):
         asked.append(wants_x)
         return compute(*args, wants_x=wants_x)
 
-    monkeypatch.setattr("lora_hub.patch.step.gradients", noting)
+    monkeypatch.setattr("lora_hub.patch.step.gradients_of_one", noting)
     model(random(4, 6)).sum().backward()
     model(random(4, 6).requires_grad_()).sum().backward()
 
