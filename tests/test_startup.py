@@ -165,3 +165,21 @@ def test_a_missing_extra_is_named():
     )
 
     assert "lora_hub.errors" in modules_after(code)
+
+
+def test_adapters_do_not_load_the_compiler():
+    """Attaching, running, training, routing and merging load neither torch's compiler nor transformers."""
+    loaded = modules_after(
+        "import tempfile, torch, lora_hub\n"
+        "model, folder = torch.nn.Sequential(torch.nn.Linear(6, 6)), tempfile.mkdtemp()\n"
+        "handle = lora_hub.add_adapter(model, 'task', targets=('0',))\n"
+        "model(torch.randn(2, 3, 6)).sum().backward()\n"
+        "lora_hub.save_adapter(handle, folder)\n"
+        "lora_hub.apply_adapter(model, folder, name='style')\n"
+        "with lora_hub.route(model, ['task', None]):\n"
+        "    model(torch.randn(2, 3, 6))\n"
+        "handle.merge(); handle.unmerge()\n"
+    )
+
+    assert {"lora_hub.patch.compiled", "torch"} <= loaded
+    assert loaded & {"torch._dynamo", "torch._inductor", "transformers"} == set()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import lora_hub
 from benchmarks.figures import Figure
 from benchmarks.group import Bench, Case, Group
+from benchmarks.machine import device
 from benchmarks.measure import Way
-from benchmarks.models import TARGETS, R, assert_same, count_differing, in_peft, llama, tokens, write_adapters
+from benchmarks.models import ALPHA, TARGETS, R, assert_same, count_differing, in_peft, llama, tokens, write_adapters
 
 
 def merge(bench: Bench, *, what: str, layers: int, hidden: int, dtype: torch.dtype) -> Iterator[Figure]:
@@ -53,6 +54,21 @@ def merge(bench: Bench, *, what: str, layers: int, hidden: int, dtype: torch.dty
     )
 
 
+def corrections(bench: Bench, *, strength: float) -> Iterator[Figure]:
+    """What a merge keeps of bfloat16 weights under ``keep="corrections"``, for a delta that is *strength* of W."""
+    torch.manual_seed(1)
+    layer = nn.Sequential(nn.Linear(2048, 2048, bias=False))
+    nn.init.normal_(layer[0].weight, std=0.02)
+    directory = write_adapters(layer, bench.folder / f"kept {strength}", (R,), targets=["0"])["task0"]
+    layer.bfloat16().to(device())
+    delta = 0.02 * 0.02 * R**0.5 * ALPHA / R  # the RMS of what `write_adapters` writes
+    handle = lora_hub.apply_adapter(layer, directory, name="task", scale=strength * 0.02 / delta)
+    handle.merge(keep="corrections")
+    samples = {"ours": [float(handle.kept_bytes())], "base": [float(layer[0].weight.nbytes)]}
+    name = f"kept by corrections in bfloat16, delta of {strength:.0%} of W"
+    yield Figure(name=name, samples=samples, unit="bytes", against="base")
+
+
 def _check(handle: lora_hub.AppliedAdapter, ours: nn.Module, theirs: nn.Module) -> None:
     handle.merge()
     theirs.merge_adapter()
@@ -77,5 +93,6 @@ GROUP = Group(
         "bfloat16": _case("32 layers of 256, bfloat16", 32, 256, torch.bfloat16),
         "wide float32": _case("4 layers of 1024, float32", 4, 1024, torch.float32),
         "wide bfloat16": _case("4 layers of 1024, bfloat16", 4, 1024, torch.bfloat16),
+        **{f"kept {s:.0%}": functools.partial(corrections, strength=s) for s in (0.01, 0.03, 0.1)},
     },
 )

@@ -39,6 +39,7 @@ def add_compiled(module: nn.Module, y: Tensor, x: Tensor) -> Tensor:
     """Return *y* plus what the adapters that run add to it, in code that is being compiled."""
     record: Record = module.__dict__[RECORD]
     if not torch.is_grad_enabled():
+        y = y if module.lora_hub_output_is_fresh else y.clone()
         torch.ops.lora_hub.add_.default(y, x, record.number)
         return y
     names = [name for names in record.parameter_names.values() for name in names]

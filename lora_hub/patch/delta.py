@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_hub.patch.factors import Factors, Parameters, Part, PartWeights, TrainableFactors
+from lora_hub.patch.factors import Factors, Parameters, Part, PartWeights, TrainableFactors, side_by_side
 
 
 class Matrices(NamedTuple):
@@ -101,12 +101,11 @@ class Delta:
             ((lora_A, lora_B),) = pairs
             return Matrices(lora_A.to(device, dtype), lora_B.to(device, dtype).t(), self.alpha)
         A = torch.cat([lora_A.to(device, dtype) for lora_A, _ in pairs])
-        B_t = torch.zeros(self.r, self.out_features, device=device, dtype=dtype)
-        for (columns, adapted), (_, lora_B) in zip(self._columns(), pairs, strict=True):
-            B = folded(lora_B.to(device), self._fold(adapted)).to(dtype)
-            for outputs, rows in adapted.blocks:
-                B_t[columns, outputs] = B[rows].t()
-        return Matrices(A, B_t, self.alpha)
+        B = [
+            (adapted.part, folded(lora_B.to(device), self._fold(adapted)).to(dtype))
+            for adapted, (_, lora_B) in zip(self.parts, pairs, strict=True)
+        ]
+        return Matrices(A, side_by_side(B, self.out_features).t(), self.alpha)
 
     def split(self, dA: Tensor, dB: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradient of each parameter from those of the matrices, ``[R, in]`` and ``[out, R]``."""

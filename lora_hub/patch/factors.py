@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -92,6 +92,17 @@ class TrainableFactors:
     def stored(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """Return A and B as the optimizer sees them."""
         return parameters[self.name_A], parameters[self.name_B]
+
+
+def side_by_side(parts: Sequence[tuple[Part, Tensor]], out_features: int) -> Tensor:
+    """Return the B's of *parts* as ``[out, sum of r]``: each in its rows and its columns, zeros elsewhere."""
+    total = parts[0][1].new_zeros(out_features, sum(part.r for part, _ in parts))
+    column = 0
+    for part, lora_B in parts:
+        for outputs, rows in part.blocks(out_features):
+            total[outputs, column : column + part.r] = lora_B[rows]
+        column += part.r
+    return total
 
 
 def init_factors(r: int, in_features: int, out_features: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

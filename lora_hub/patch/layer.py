@@ -24,7 +24,7 @@ from lora_hub.patch.choice import PatchedModel
 from lora_hub.patch.compiled import add_compiled, number
 from lora_hub.patch.plan import Plan
 from lora_hub.patch.record import RECORD, Record, record_of
-from lora_hub.patch.rows import run_replaced
+from lora_hub.patch.replaced import run_replaced
 
 # Their outputs are new tensors that their own backward does not need, so that a delta may be added in place.
 _FRESH_OUTPUT = {("torch.nn.modules.linear", "Linear.forward"), ("transformers.pytorch_utils", "Conv1D.forward")}
@@ -54,8 +54,7 @@ class AdaptedModule(nn.Module):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             if record.replacements:
                 return _uncompiled(self, args, kwargs)
-            y = super().forward(*args, **kwargs)
-            return add_compiled(self, y if self.lora_hub_output_is_fresh else y.clone(), _first(args, kwargs))
+            return add_compiled(self, super().forward(*args, **kwargs), _first(args, kwargs))
         plan = record.patch.plan()
         if plan.is_bare:
             return super().forward(*args, **kwargs)
@@ -64,7 +63,7 @@ class AdaptedModule(nn.Module):
             return run_replaced(self, record, plan, base, args, kwargs)
         parameters = self._parameters
         if self.lora_hub_is_linear and len(args) == 1 and "weight" in parameters and "bias" in parameters:
-            # What `nn.Linear.forward` does, without looking both up through `__getattr__`: a third of our time.
+            # What `nn.Linear.forward` does, without looking both up through `__getattr__`, which is slow.
             y = linear(args[0], parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
             return plan.add(self, record, y, args[0])
         return plan.add(self, record, super().forward(*args, **kwargs), _first(args, kwargs))
@@ -104,10 +103,10 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _uncompiled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Run a module that adapters replace: what takes its place can be anything, so no graph holds for all of them."""
-    return AdaptedModule.forward(module, *args, **kwargs)  # type: ignore[arg-type]
+    # Not as a decorator: that would import the compiler, a second's work, for everybody.
+    return torch.compiler.disable(AdaptedModule.forward)(module, *args, **kwargs)
 
 
 _patched_classes: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDictionary()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_hub.patch.factors import Part, PartWeights
+from lora_hub.patch.factors import PartWeights, side_by_side
 
 # Numbers of one block: 2 MiB of float32 stay in a processor's cache; elsewhere a launch must be worth its while.
 _BLOCK = 1 << 19
@@ -50,19 +50,8 @@ def low_rank(parts: Parts, weight: Tensor, *, transposed: bool, dtype: torch.dty
         A = A.clone()
     else:
         A = torch.cat([A for _, A, _ in placed])  # [R, in]
-        B = _side_by_side(placed, weight.shape[1 if transposed else 0], len(A))
+        B = side_by_side([(part, B) for part, _, B in placed], weight.shape[1 if transposed else 0])
     return LowRank(A.T, B.T) if transposed else LowRank(B, A)
-
-
-def _side_by_side(placed: Sequence[tuple[Part, Tensor, Tensor]], out_features: int, ranks: int) -> Tensor:
-    """Return the B's ``[out, R]``, each in its rows and its columns, zeros elsewhere."""
-    total = placed[0][2].new_zeros(out_features, ranks)
-    column = 0
-    for part, _, B in placed:
-        for outputs, rows in part.blocks(out_features):
-            total[outputs, column : column + part.r] = B[rows]
-        column += part.r
-    return total
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ def check_can_merge(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     everywhere = _uses(model)
     for path, module in modules.items():
         record = record_of(module)
-        is_head = record is not None and record.replacements
-        if not is_head and module._parameters.get("weight") is None:  # noqa: SLF001
+        is_added_to = record is not None and record.adapters.keys() - record.replacements.keys()
+        if is_added_to and module._parameters.get("weight") is None:  # noqa: SLF001
             raise StateError(f"`{path}.weight` is computed, not a parameter", hint="use the adapter unmerged")
         for name, weight in module.named_parameters():
             _check_weight(f"{path}.{name}", weight)

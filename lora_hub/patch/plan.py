@@ -17,7 +17,7 @@ from lora_hub.patch.record import Record
 from lora_hub.patch.rows import check_rows
 from lora_hub.patch.stack import add
 from lora_hub.patch.step import Step, make_step
-from lora_hub.patch.table import Order, Table, Terms
+from lora_hub.patch.table import Order, Table, Terms, sums_on
 
 if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
@@ -84,7 +84,7 @@ class Plan:
             self._add(module, record, y, x)
 
     def _add(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> Tensor:
-        is_traced = _is_transforming() or bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()  # noqa: SLF001
+        is_traced = _is_transforming() or bool(_tracing_state()) or torch.compiler.is_exporting()
         if (
             self.table is not None
             and not (is_traced or _is_grad_enabled())
@@ -120,12 +120,8 @@ class Plan:
         return step
 
     def _make_step(self, module: nn.Module, x: Tensor, dtype: torch.dtype) -> Step:
-        found = {handle: handle.delta(module) for terms in self.sums for handle, _ in terms}
-        sums = tuple(
-            tuple((delta, factor) for handle, factor in terms if (delta := found[handle]) is not None)
-            for terms in self.sums
-        )
-        names = [name for delta in found.values() if delta is not None for name in delta.parameter_names]
+        sums = sums_on(module, self.sums)
+        names = [name for terms in sums for delta, _ in terms for name in delta.parameter_names]
         return make_step(sums, self.rows, x.device, dtype, training_dtype(x, _parameters(module, names)))
 
     def replacing(self, record: Record) -> tuple[str | None, ...]:

@@ -31,7 +31,9 @@ class Plans:
     def make(self, state: State, choice: Choice) -> Plan:
         """Return a plan of *choice* for *state*; raise `StateError` if it cannot run."""
         others = {name for name, handle in choice.meant.items() if state.handles.get(name) is not handle}
-        handles = {name: handle for name, handle in state.handles.items() if name not in others}
+        handles = state.handles
+        if others:
+            handles = {name: handle for name, handle in handles.items() if name not in others}
         if len(choice.rows) > 1:
             plan = make_plan(handles, state.merged, choice.sums, choice.rows)
             if len(plan.rows) > 1 and not any(handle.trainable for handle in plan.handles):

@@ -55,7 +55,8 @@ class Residency:
             self._make_room(())
 
     def _make_room(self, used: tuple[AppliedAdapter, ...]) -> None:
-        idle = [handle for handle in self._resident if handle not in used]
+        # What is active runs whenever nothing is chosen: its copies would only be made again.
+        idle = [handle for handle in self._resident if handle not in used and not handle.active]
         if self.device is not None:
             placed = sum(handle.deltas.nbytes_placed for handle in self._resident)
             for handle in idle:
@@ -89,7 +90,8 @@ def limit_memory(*, host: int | None = None, device: int | None = None) -> None:
 
     Args:
         host: Bytes of adapters as they were read.
-        device: Bytes of copies on the device of the base, or in its dtype, besides.
+        device: Bytes of copies on the device of the base, or in its dtype, besides. What `route` keeps stacked is not
+            counted.
 
     Raises:
         UsageError: A limit that is no number of bytes.

@@ -25,6 +25,11 @@ class Stack:
     B_t: Tensor  # [G, R, out]
     alpha: float = 1.0
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the matrices take."""
+        return int(self.A_t.nbytes + self.B_t.nbytes)
+
     def of(self, groups: Tensor) -> Stack:
         """Return the stack of the *groups* with these numbers."""
         return Stack(self.A_t.mT.index_select(0, groups).mT, self.B_t.index_select(0, groups), self.alpha)
@@ -87,11 +92,15 @@ def added(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
 
 def is_one_block(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether *x* is computed with in *dtype* as it is, or converted as a whole."""
-    return x.dtype is dtype or x.numel() <= (_BLOCK_ON_CPU if x.is_cpu else _BLOCK)
+    return x.dtype is dtype or x.numel() <= _block_size(x)
+
+
+def _block_size(x: Tensor) -> int:
+    return _BLOCK_ON_CPU if x.is_cpu else _BLOCK
 
 
 def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
-    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one pair and one block."""
+    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one block and one wide pair."""
     s = torch.mm(x.reshape(-1, x.shape[-1]).to(A.dtype), A.t())  # [T, in] @ [in, r] -> [T, r]
     rows_y = y.view(-1, y.shape[-1])
     if y.dtype is s.dtype:
@@ -103,7 +112,7 @@ def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
 def gradients_of_one(
     dy: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float, *, wants_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return dx, dA and dB: what `gradients` does for one pair and one block, with a tenth of its Python."""
+    """Return dx, dA and dB: what `gradients` does for one block and one wide pair, in float32 at least."""
     rows, rows_dy = x.reshape(-1, x.shape[-1]).to(A.dtype), dy.reshape(-1, dy.shape[-1]).to(A.dtype)
     ds = torch.mm(rows_dy, B * alpha)  # [T, out] @ [out, r] -> [T, r]
     dA = torch.mm(ds.t(), rows)
@@ -164,8 +173,7 @@ def _blocks(
     if x.dtype is dtype and dropout is None:
         yield None, x, None
         return
-    limit = _BLOCK_ON_CPU if x.device.type == "cpu" else _BLOCK
-    step = max(1, limit // (x.shape[0] * x.shape[2]))
+    step = max(1, _block_size(x) // (x.shape[0] * x.shape[2]))
     blocks = [slice(start, start + step) for start in range(0, max(x.shape[1], 1), step)]
     masks = dropout.masks(x, dtype, blocks) if dropout is not None else iter([None] * len(blocks))
     for rows, mask in zip(blocks, masks, strict=True):

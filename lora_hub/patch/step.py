@@ -80,7 +80,7 @@ class Layer:
     def _is_worth_keeping(self, stack: Stack) -> bool:
         # What is run once would only fill memory.
         self._calls += 1
-        return self._may_keep is not None and self._calls > 1 and self._may_keep(stack.A_t.nbytes + stack.B_t.nbytes)
+        return self._may_keep is not None and self._calls > 1 and self._may_keep(stack.nbytes)
 
     def dropout_from(self, seed: int | None, number: int) -> Dropout | None:
         """Return what is dropped under *seed* by the layer with this *number*; nothing without a seed."""
@@ -176,7 +176,8 @@ class Step:
             self.kept = self.layers[0].kept
 
     def _is_simple(self, x: Tensor, A: Tensor, B: Tensor) -> bool:
-        return A.dtype is B.dtype is self.wide and x.device == A.device and is_one_block(x, A.dtype)
+        is_wide = A.dtype is B.dtype is self.wide and A.dtype.itemsize >= torch.float32.itemsize
+        return is_wide and x.device == A.device and is_one_block(x, A.dtype)
 
     def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
         """Return the same as a new tensor, by operations that torch's transforms and exporters know."""

@@ -119,12 +119,10 @@ class Table:
         dtype = computing_dtype(x)
         segments = self._segments.get(record)
         if segments is None or segments.dtype is not dtype or segments.device != x.device:
-            deltas = {handle: handle.delta(module) for handle in self.handles}
-            sums = [
-                tuple((delta, factor) for handle, factor in terms if (delta := deltas[handle]) is not None)
-                for terms in self.sums
-            ]
-            self._segments[record] = segments = Segments(sums, x.device, dtype, self._may_keep)
+            if segments is not None:  # they go, and may be made for another dtype as often as it changes
+                self._bytes_left += segments.nbytes
+            segments = Segments(sums_on(module, self.sums), x.device, dtype, self._may_keep)
+            self._segments[record] = segments
         return segments
 
     def _may_keep(self, size: int) -> bool:
@@ -134,12 +132,20 @@ class Table:
         return True
 
 
+def sums_on(module: nn.Module, sums: tuple[Terms, ...]) -> tuple[Sum, ...]:
+    """Return what each of *sums* adds to *module*."""
+    deltas = {handle: handle.delta(module) for terms in sums for handle, _ in terms}
+    return tuple(
+        tuple((delta, factor) for handle, factor in terms if (delta := deltas[handle]) is not None) for terms in sums
+    )
+
+
 class Segments:
     """The stacked matrices of one module: neighbours in a table whose padded rank is the same are one stack."""
 
     __slots__ = ("device", "dtype", "is_one", "layers")
 
-    def __init__(self, sums: list[Sum], device: torch.device, dtype: torch.dtype, may_keep: MayKeep) -> None:
+    def __init__(self, sums: tuple[Sum, ...], device: torch.device, dtype: torch.dtype, may_keep: MayKeep) -> None:
         self.device = device
         self.dtype = dtype
         runs: list[tuple[int, list[Sum]]] = []  # the first choice of each run, and all of it
@@ -154,6 +160,11 @@ class Segments:
             if run[0]
         )
         self.is_one = len(runs) == 1
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of stacks are kept; one choice alone is no stack, its matrices are the adapter's own."""
+        return sum(layer.kept.nbytes for _, layer in self.layers if layer.kept is not None and len(layer.rows) > 1)
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """Add to *y* ``[choices, T, out]``, in place, what each choice computes from *x* ``[choices, T, in]``."""

@@ -46,8 +46,8 @@ def route(model: nn.Module, choices: Sequence[OneChoice]) -> Use:
 
     The batch is the first axis of what the adapted modules get. Rows that were repeated keep their choice, if the
     copies stand side by side, as `generate` puts its beams; a batch that a model repeats as a whole cannot be told
-    apart. The matrices of the last choices stay stacked, up to 1 GiB, so a route may change at every call; any number
-    of adapters may differ in rank, targets and dtype.
+    apart. The matrices of the last two sets of choices stay stacked, up to 1 GiB each, so that a route may change at
+    every call; any number of adapters may differ in rank, targets and dtype.
 
     Raises:
         UsageError: As for `use`; no choices at all; and when a module runs whose input's rows cannot be proven to be

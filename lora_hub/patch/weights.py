@@ -17,7 +17,7 @@ from lora_hub.documents.adapter_layout import PREFIX, LoraModule
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import MalformedError
-from lora_hub.patch.factors import Part, PartWeights
+from lora_hub.patch.factors import Part, PartWeights, side_by_side
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # in a safetensors header
@@ -107,13 +107,7 @@ def _stack(parts: tuple[PartWeights, ...], out_features: int) -> tuple[Tensor, T
     if parts[0].part.rows is None:
         return parts[0].lora_A, parts[0].lora_B
     stacked_A = torch.cat([lora_A for _, lora_A, _ in parts])
-    stacked_B = stacked_A.new_zeros(out_features, len(stacked_A))
-    column = 0
-    for part, _, lora_B in parts:
-        for outputs, rows in part.blocks(out_features):
-            stacked_B[outputs, column : column + part.r] = lora_B[rows]
-        column += part.r
-    return stacked_A, stacked_B
+    return stacked_A, side_by_side([(part, lora_B) for part, _, lora_B in parts], out_features)
 
 
 def stacked_rank_and_alpha(parts: Iterable[Part]) -> tuple[int, float]:

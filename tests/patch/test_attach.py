@@ -780,3 +780,34 @@ def test_failed_replace_keeps_the_order_and_what_was_unfrozen(model, saved, monk
         lora_hub.add_adapter(model, "a", replace=True)
     assert list(lora_hub.adapters(model)) == ["a", "b"]
     assert unfrozen.requires_grad
+
+
+@pytest.mark.parametrize("change", ["pruned", "normed", "plain attribute"])
+def test_weight_that_is_computed_after_attaching(change):
+    """A weight that something else computes from then on is the one that the layer multiplies with."""
+    model = models.llama()
+    module = model.model.layers[0].self_attn.q_proj
+    lora_hub.add_adapter(model, "new", targets=("q",))
+    models.randomise(models.adapter_parameters(model))
+    before = logits(model)
+    match change:
+        case "pruned":
+            from torch.nn.utils.prune import random_unstructured
+
+            random_unstructured(module, "weight", amount=0.5)
+        case "normed":
+            torch.nn.utils.parametrizations.orthogonal(module, "weight")
+        case "plain attribute":
+            weight = module.weight.detach() * 2
+            del module._parameters["weight"]
+            module.weight = weight
+    seen = module.weight.detach().clone()
+    x = torch.randn(2, 3, module.in_features)
+    with torch.no_grad(), lora_hub.use(model, None):
+        bare = module(x)
+    with torch.no_grad():
+        adapted = module(x)
+
+    assert not torch.equal(logits(model), before)
+    assert torch.allclose(bare, x @ seen.T, atol=1e-5)
+    assert torch.allclose(adapted - bare, x @ (module.lora_B__new @ module.lora_A__new).T * 2, atol=1e-4)

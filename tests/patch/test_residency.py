@@ -211,6 +211,17 @@ def test_copies_on_the_device_give_way_first(crowd):
     assert here(handles) == list(range(MANY))
 
 
+def test_copies_of_who_is_active_stay(crowd):
+    """What runs whenever nothing is chosen keeps its copies: they would only be made again."""
+    model, handles, _ = crowd
+    model.bfloat16()
+    handles[0].active = True
+    logits(model)
+    lora_hub.limit_memory(device=0)
+
+    assert handles[0].deltas.nbytes_placed
+
+
 def test_copies_of_one_dtype_are_none(tmp_path):
     """What computes in the dtype that was read takes no second copy."""
     model = models.llama()

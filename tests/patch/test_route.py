@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lora_hub
 from lora_hub.errors import StateError, UsageError
+from lora_hub.patch import table
 
 WEIGHTS, MANIFEST = "adapter_model.safetensors", "lora-hub.json"
 
@@ -1372,6 +1373,40 @@ def test_removed_adapters_are_freed(small, tmp_path, how, leaves):
         lora_hub.apply_adapter(small, tmp_path / "one", name="odd", active=False, replace=True)
 
     assert alive_with(*sizes) == before
+
+
+def stacked(model):
+    """The bytes of all stacks that the model's routes keep."""
+    patch = next(iter(lora_hub.adapters(model).values())).patch
+    return sum(segments.nbytes for made in patch._plans._tables for segments in made._segments.values())
+
+
+@pytest.mark.parametrize("limit", [0, 12_000, 1 << 30])
+def test_stacks_keep_to_their_limit(small, monkeypatch, limit):
+    """A table keeps no more bytes than it may, and computes the same without any."""
+    monkeypatch.setattr(table, "_MAX_BYTES", limit)
+    ids = models.tokens(len(MIXED))
+    found = [routed(small, MIXED, ids) for _ in range(3)]
+
+    assert stacked(small) <= limit
+    assert bool(stacked(small)) == bool(limit)
+    assert all(close(one, alone(small, MIXED, ids)) for one in found)
+
+
+def test_stacks_are_kept_however_often_the_dtype_changes(small, monkeypatch):
+    """What gives way to stacks of another dtype counts no more against the limit."""
+    ids = models.tokens(len(MIXED))
+    for _ in range(3):
+        routed(small, MIXED, ids)
+    whole = stacked(small)
+    lora_hub.adapters(small)["one"].patch._plans._tables[0]._bytes_left = 0
+    for _ in range(4):
+        for dtype in (torch.bfloat16, torch.float32):
+            small.to(dtype)
+            for _ in range(3):
+                routed(small, MIXED, ids)
+
+    assert stacked(small) == whole
 
 
 def test_routes_keep_no_model_alive(tmp_path):

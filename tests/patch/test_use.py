@@ -1,6 +1,7 @@
 """`use`: exactly the chosen adapters run, in this context and for this model, also in the backward."""
 
 import asyncio
+import dataclasses
 import gc
 import threading
 import weakref
@@ -230,6 +231,26 @@ def test_one_use_in_two_threads_at_once(model, outputs):
 
     assert sum(torch.equal(one, outputs["task"]) for one in found) == 2
     assert sum(torch.equal(one, outputs["both"]) for one in found) == 2
+
+
+def test_choosing_looks_at_the_chosen_only(model, outputs):
+    """However many adapters are there, a new choice does not go over all of them."""
+
+    class Named(dict):
+        def __iter__(self):
+            raise AssertionError("all adapters were looked at")
+
+        keys = values = items = __iter__
+
+    patch = lora_hub.adapters(model)["task"].patch
+    patch.state = dataclasses.replace(patch.state, handles=Named(patch.state.handles))
+    for choice in ("task", {"task": 1, "style": 1}, None):
+        with lora_hub.use(model, choice):
+            logits(model)
+    with lora_hub.route(model, ["task", "style", None]):
+        found = logits(model)
+
+    assert torch.allclose(found[0], outputs["task"][0], atol=1e-5)
 
 
 # The backward

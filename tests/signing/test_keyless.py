@@ -128,7 +128,8 @@ class TestOfThePublicSigstore:
         assert caplog.records == []
         assert logger.filters == []
 
-    def test_a_flipped_bit_never_changes_what_is_said(self):
+    @pytest.mark.parametrize("step", [293, pytest.param(37, marks=pytest.mark.full)])
+    def test_a_flipped_bit_never_changes_what_is_said(self, step):
         """One bit changed anywhere: refused, or the same signer and the same statement."""
         said = verified_identity(BUNDLE)
 
@@ -138,7 +139,7 @@ class TestOfThePublicSigstore:
             except (DocumentError, IntegrityError):
                 return True
 
-        assert [bit for bit in range(0, len(BUNDLE) * 8, 37) if not is_harmless(flipped(BUNDLE, bit))] == []
+        assert [bit for bit in range(0, len(BUNDLE) * 8, step) if not is_harmless(flipped(BUNDLE, bit))] == []
 
     @pytest.mark.parametrize(
         ("path", "change"),
