@@ -20,6 +20,12 @@ SUM = {"a": 0.5, "b": -2.0}
 MIXED = ["a", None, SUM, "b"]
 
 
+@pytest.fixture(params=[pytest.param("bert", marks=pytest.mark.full), "gpt2", "llama"])
+def family(request):
+    """Conv1D and Linear; compiling takes long, so a second architecture of plain layers is for the full run."""
+    return models.FAMILIES[request.param]
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     """No code that another test compiled, and none left for the next."""

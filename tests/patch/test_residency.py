@@ -27,6 +27,12 @@ def unlimited():
 
 
 @pytest.fixture
+def family():
+    """One is enough: who leaves memory does not depend on the architecture."""
+    return models.FAMILIES["llama"]
+
+
+@pytest.fixture
 def crowd(model, saved):
     """A model with many adapters of which none is active, and how many bytes each of them holds."""
     handles = [lora_hub.apply_adapter(model, saved, name=f"a{n}", scale=1.0 + n, active=False) for n in range(MANY)]
