@@ -46,7 +46,7 @@ class AdaptedModule(nn.Module):
 
     lora_hub_base_class: type[nn.Module]
     lora_hub_output_is_fresh: bool
-    lora_hub_is_linear: bool  # its forward is that of `nn.Linear`, on parameters of its own
+    lora_hub_is_linear: bool  # its forward is that of `nn.Linear`
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return what the base class computes plus the deltas of the adapters that run, or what replaces it."""
@@ -106,7 +106,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def _uncompiled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Run a module that adapters replace: what takes its place can be anything, so no graph holds for all of them."""
     # Not as a decorator: that would import the compiler, a second's work, for everybody.
-    return torch.compiler.disable(AdaptedModule.forward)(module, *args, **kwargs)
+    return torch.compiler.disable(AdaptedModule.forward)(module, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 _patched_classes: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDictionary()
@@ -122,7 +122,7 @@ def patched_class(base: type[nn.Module]) -> type[nn.Module]:
             "__doc__": f"{base.__name__} with adapters.",
             "lora_hub_base_class": base,
             "lora_hub_output_is_fresh": forward in _FRESH_OUTPUT,
-            "lora_hub_is_linear": base.forward is nn.Linear.forward and not {"weight", "bias"} & set(dir(base)),
+            "lora_hub_is_linear": base.forward is nn.Linear.forward,
         }
         made = _patched_classes.setdefault(base, type(f"Lora{base.__name__}", (AdaptedModule, base), namespace))
     return made

@@ -100,7 +100,7 @@ def _block_size(x: Tensor) -> int:
 
 
 def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
-    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one block and one wide pair."""
+    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one pair and one block."""
     s = torch.mm(x.reshape(-1, x.shape[-1]).to(A.dtype), A.t())  # [T, in] @ [in, r] -> [T, r]
     rows_y = y.view(-1, y.shape[-1])
     if y.dtype is s.dtype:
@@ -112,7 +112,7 @@ def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
 def gradients_of_one(
     dy: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float, *, wants_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return dx, dA and dB: what `gradients` does for one block and one wide pair, in float32 at least."""
+    """Return dx, dA and dB: what `gradients` does for one pair and one block."""
     rows, rows_dy = x.reshape(-1, x.shape[-1]).to(A.dtype), dy.reshape(-1, dy.shape[-1]).to(A.dtype)
     ds = torch.mm(rows_dy, B * alpha)  # [T, out] @ [out, r] -> [T, r]
     dA = torch.mm(ds.t(), rows)

@@ -176,8 +176,7 @@ class Step:
             self.kept = self.layers[0].kept
 
     def _is_simple(self, x: Tensor, A: Tensor, B: Tensor) -> bool:
-        is_wide = A.dtype is B.dtype is self.wide and A.dtype.itemsize >= torch.float32.itemsize
-        return is_wide and x.device == A.device and is_one_block(x, A.dtype)
+        return A.dtype is B.dtype is self.wide and x.device == A.device and is_one_block(x, A.dtype)
 
     def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
         """Return the same as a new tensor, by operations that torch's transforms and exporters know."""

@@ -11,7 +11,7 @@ from models import logits
 from torch.utils.checkpoint import checkpoint
 
 import lora_hub
-from lora_hub.errors import LoraHubError, UsageError
+from lora_hub.errors import LoraHubError, StateError, UsageError
 
 # What runs graphs as they are, and what AOTAutograd makes of them; the second is slower, so many counts of it are full.
 EAGER_AND_AOT = ["eager", "aot_eager"]
@@ -388,9 +388,9 @@ def test_inputs_and_outputs_of_other_layouts(tmp_path):
             return x
 
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(6, 6), Odd(6, 6))
+    model = torch.nn.Sequential(Odd(6, 6), torch.nn.Linear(6, 6), Odd(6, 6))
     for name in ("a", "b"):
-        lora_hub.add_adapter(model, name, targets=("0", "1"))
+        lora_hub.add_adapter(model, name, targets=("0", "1", "2"))
     models.randomise(models.adapter_parameters(model))
     fast, _ = compiled(model, "aot_eager")
     x = torch.randn(5, 4, 6).transpose(0, 1)
@@ -647,6 +647,19 @@ def test_layers_drop_different_inputs(backend):
     one, other = fast(torch.ones(2, 64))
 
     assert not torch.allclose(one, other)
+
+
+def test_adapter_that_gives_way_before_the_backward_of_a_block(tmp_path):
+    """What was chosen in a block and replaced before the backward is an error, not the gradient of another adapter."""
+    model, ids = trained(models.llama(num_hidden_layers=1)), models.tokens(4)
+    lora_hub.save_adapter(lora_hub.adapters(model)["a"], tmp_path)
+    fast, _ = compiled(model, "aot_eager")
+    with lora_hub.use(fast, "a"):
+        loss = fast(input_ids=ids).logits.square().sum()
+    lora_hub.apply_adapter(model, tmp_path, name="a", trainable=True, replace=True)
+
+    with pytest.raises(StateError, match="changed between"):
+        loss.backward()
 
 
 def test_optimizer_leaves_who_did_not_run(tmp_path):

@@ -60,8 +60,10 @@ def test_least_recently_used_give_way(crowd):
         pass
     with lora_hub.use(model, "a0"):
         pass
+    with lora_hub.use(model, "a1"):
+        pass
 
-    assert here(handles) == [0, 9, 10, 11]
+    assert here(handles) == [0, 1, 9, 11]
 
 
 def test_what_comes_back_computes_the_same(crowd):

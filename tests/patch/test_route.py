@@ -1393,6 +1393,29 @@ def test_stacks_keep_to_their_limit(small, monkeypatch, limit):
     assert all(close(one, alone(small, MIXED, ids)) for one in found)
 
 
+def test_stacks_are_kept_from_the_second_call_on(small):
+    """A route that is run once fills no memory."""
+    ids, kept = models.tokens(len(MIXED)), []
+    for _ in range(2):
+        routed(small, MIXED, ids)
+        kept.append(stacked(small))
+
+    assert kept[0] == 0
+    assert kept[1] > 0
+
+
+def test_routes_over_nearly_the_same_choices_share_a_table(small):
+    """A route that changes at every call does not stack its choices anew at every call."""
+    for choices in (["one", "four"], ["one", "eight"], ["four", "one"], ["eight", "one"]):
+        routed(small, choices, models.tokens(2))
+    patch = lora_hub.adapters(small)["one"].patch
+    newest, *_ = patch._plans._tables
+    routed(small, ["one", "four"], models.tokens(2))
+
+    assert patch._plans._tables[0] is newest
+    assert {handle.name for handle in newest.handles} == {"one", "four", "eight"}
+
+
 def test_stacks_are_kept_however_often_the_dtype_changes(small, monkeypatch):
     """What gives way to stacks of another dtype counts no more against the limit."""
     ids = models.tokens(len(MIXED))
