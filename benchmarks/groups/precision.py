@@ -25,7 +25,7 @@ STD = 0.02  # of W
 
 
 def error(bench: Bench, *, strength: float) -> Iterator[Figure]:
-    """The RMS error of an adapter whose delta is *strength* of W."""
+    """The relative RMS error, in thousandths, under an adapter whose delta is *strength* of W."""
     torch.manual_seed(1)
     layer = nn.Sequential(nn.Linear(HIDDEN, HIDDEN, bias=False)).bfloat16()
     nn.init.normal_(layer[0].weight, std=STD)
@@ -46,7 +46,9 @@ def error(bench: Bench, *, strength: float) -> Iterator[Figure]:
 
 
 def _rms(model: nn.Module, x: Tensor, exact: Tensor) -> float:
-    return (model(x.to(device())).double().cpu() - exact).square().mean().sqrt().item()
+    """Return the RMS of the error in thousandths of that of the output."""
+    difference = model(x.to(device())).double().cpu() - exact
+    return 1000 * (difference.square().mean() / exact.square().mean()).sqrt().item()
 
 
 GROUP = Group(
