@@ -17,9 +17,9 @@ LAYERS = [
     ["lora_hub.documents", "lora_hub.hookspecs"],
     ["lora_hub.buffers", "lora_hub.places", "lora_hub.plugin_manager"],
     ["lora_hub.files"],
-    ["lora_hub.locked", "lora_hub.adapter_directory"],
+    ["lora_hub.locked", "lora_hub.adapter_directory", "lora_hub.adapter_files", "lora_hub.tensors"],
     ["lora_hub.signing"],
-    ["lora_hub.registry", "lora_hub.patch"],
+    ["lora_hub.registry", "lora_hub.patch", "lora_hub.compose", "lora_hub.checkpoint"],
     ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
@@ -65,6 +65,8 @@ FORBIDDEN = {
     - {"urllib", "httpx2"},  # see below
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.compose": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.checkpoint": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
     "lora_hub.look": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.trust": TORCH | NETWORK | {"click", "pickle"},
@@ -82,7 +84,10 @@ FORBIDDEN = {
 STRANGERS = [
     ("lora_hub.registry", "lora_hub.patch"),
     ("lora_hub.patch", "lora_hub.registry"),
-    ("lora_hub.patch", "lora_hub.api"),
+    ("lora_hub.compose", "lora_hub.registry"),
+    ("lora_hub.compose", "lora_hub.patch"),
+    ("lora_hub.patch", "lora_hub.compose"),
+    ("lora_hub.registry", "lora_hub.compose"),
 ]
 
 

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lora_hub.adapter_directory import write_adapter
+from lora_hub.adapter_files import config_of, files_of
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import read_layout
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileEntry
-from lora_hub.documents.module_names import ModulePattern
-from lora_hub.documents.safetensors_header import TensorInfo, read_header
-from lora_hub.documents.verified_adapter import VerifiedAdapter, describe, most_common
+from lora_hub.documents.safetensors_header import TensorInfo
+from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError, MalformedError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.factors import Part, PartWeights
 from lora_hub.patch.layer import base_state
 from lora_hub.patch.projections import features, linear_modules, modules_by_path
 from lora_hub.patch.weights import (
-    DTYPE_NAMES,
     AdapterWeights,
     load_weights,
     peft_tensors,
     slices_of,
     stacked_rank_and_alpha,
 )
+from lora_hub.tensors import DTYPE_NAMES
 
 
 def save_adapter(adapter: AppliedAdapter, directory: str | os.PathLike[str]) -> Path:
@@ -53,26 +50,17 @@ def save_adapter(adapter: AppliedAdapter, directory: str | os.PathLike[str]) -> 
 
 def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
     """Return the three files of *adapter*, by name."""
-    from safetensors.torch import save as to_safetensors
-
     weights = adapter.weights()
-    for name, tensor in weights.tensors():
-        if not torch.isfinite(tensor).all():
-            raise MalformedError(
-                f"`{name}` holds NaN or infinity", hint="the training diverged: go back to a checkpoint"
-            )
     parts = weights.parts()
-    config = _config(adapter.info, parts, adapter.heads, adapter.patch.model)
-    # One metadata key only: safetensors writes several in an order that differs between runs.
-    stacked = peft_tensors(weights, _widths(adapter.modules, parts))
-    content = to_safetensors({key: t.cpu().contiguous() for key, t in stacked.items()}, metadata={"format": "pt"})
-    files: dict[str, Bytes] = {CONFIG_NAME: config.to_bytes(), WEIGHTS_NAME: content}
-    tensors = read_header(content)
-    layout = read_layout(config, tensors, slices_of(parts))
     info = adapter.info
-    entries = [FileEntry.of(name, content) for name, content in files.items()]
-    manifest = describe(config, layout, tensors, entries, base=info.base, targets=info.targets, license=info.license)
-    return {**files, MANIFEST_NAME: manifest.to_bytes()}
+    return files_of(
+        _config(info, parts, adapter.heads, adapter.patch.model),
+        peft_tensors(weights, _widths(adapter.modules, parts)),
+        slices=slices_of(parts),
+        base=info.base,
+        targets=info.targets,
+        license=info.license,
+    )
 
 
 def check_can_be_saved(
@@ -149,23 +137,12 @@ def load_into(adapter: AppliedAdapter, saved: VerifiedAdapter) -> None:
 def _config(
     info: AdapterInfo, parts: Mapping[str, tuple[Part, ...]], heads: Iterable[str], model: nn.Module
 ) -> AdapterConfig:
-    """Return PEFT's config: the most common r and alpha, and a pattern for each module that differs."""
-    ranks = {path: stacked_rank_and_alpha(pieces) for path, pieces in sorted(parts.items())}
-    r, alpha = most_common(r for r, _ in ranks.values()), most_common(alpha for _, alpha in ranks.values())
-    config = AdapterConfig(
-        r=r,
-        lora_alpha=alpha,
+    return config_of(
+        {path: stacked_rank_and_alpha(pieces) for path, pieces in parts.items()},
+        base=info.base,
+        heads=heads,
+        others=linear_modules(modules_by_path(model)),
         use_rslora=info.use_rslora,
         lora_dropout=info.lora_dropout,
-        rank_pattern=tuple((ModulePattern.exactly(path), own) for path, (own, _) in ranks.items() if own != r),
-        alpha_pattern=tuple((ModulePattern.exactly(path), own) for path, (_, own) in ranks.items() if own != alpha),
-        target_modules=tuple(ranks),
-        modules_to_save=tuple(sorted(heads)),
         task_type=info.task_type,
-        base_model_name_or_path=info.base.repo,
-        revision=info.base.revision,
     )
-    # PEFT takes an entry of the list for the end of a path; a string must match the whole path.
-    if config.targets(linear_modules(modules_by_path(model))) != frozenset(parts):
-        config = replace(config, target_modules="|".join(re.escape(path) for path in ranks))
-    return config

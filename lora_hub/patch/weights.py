@@ -18,9 +18,7 @@ from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import MalformedError
 from lora_hub.patch.factors import Part, PartWeights, side_by_side
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # in a safetensors header
+from lora_hub.tensors import tensor_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +53,14 @@ def load_weights(adapter: VerifiedAdapter) -> AdapterWeights:
     return AdapterWeights(
         modules={module.path: tuple(_cut(module, adapter)) for module in adapter.layout.modules},
         heads={
-            path: {name: _tensor(adapter, key) for name, key in keys.items()}
+            path: {name: tensor_of(adapter, key) for name, key in keys.items()}
             for path, keys in adapter.layout.heads.items()
         },
     )
 
 
-def _tensor(adapter: VerifiedAdapter, key: str) -> Tensor:
-    info = adapter.tensors[key]
-    dtype = _DTYPES[info.dtype]
-    content, start = adapter.buffer, info.start
-    if isinstance(content, bytes) or start % dtype.itemsize:
-        # torch wants a writable and aligned buffer.
-        content, start = bytearray(content[start : info.stop]), 0
-    return torch.frombuffer(content, dtype=dtype, count=math.prod(info.shape), offset=start).view(info.shape)
-
-
 def _cut(module: LoraModule, adapter: VerifiedAdapter) -> Iterator[PartWeights]:
-    lora_A, lora_B = _tensor(adapter, module.lora_A), _tensor(adapter, module.lora_B)
+    lora_A, lora_B = tensor_of(adapter, module.lora_A), tensor_of(adapter, module.lora_B)
     use_rslora = adapter.config.use_rslora
     if not module.slices:
         yield PartWeights(Part(r=module.r, alpha=module.alpha, use_rslora=use_rslora), lora_A, lora_B)

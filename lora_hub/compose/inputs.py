@@ -1,0 +1,103 @@
+"""What goes into a composition: adapters with their weights, and the proof that their deltas belong to one base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_hub.compose.factors import Factors
+from lora_hub.documents.adapter_config import scaling
+from lora_hub.documents.adapter_layout import LoraModule
+from lora_hub.documents.fields import printable
+from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.errors import CompatibilityError
+from lora_hub.tensors import tensor_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One adapter of a composition, and what it is called there."""
+
+    name: str
+    adapter: VerifiedAdapter
+
+    @property
+    def modules(self) -> Mapping[str, LoraModule]:
+        """What it adapts, by path."""
+        return {module.path: module for module in self.adapter.layout.modules}
+
+    def factors(self, module: LoraModule) -> Factors:
+        """Return the delta of *module* in float64, alpha and r (or its root) in B."""
+        lora_A, lora_B = self.stored(module)
+        factor = scaling(module.r, module.alpha, use_rslora=self.adapter.config.use_rslora)
+        return Factors(lora_B.double() * factor, lora_A.double())
+
+    def stored(self, module: LoraModule) -> tuple[Tensor, Tensor]:
+        """Return A ``[r, in]`` and B ``[out, r]`` of *module* as they lie in the file."""
+        return tensor_of(self.adapter, module.lora_A), tensor_of(self.adapter, module.lora_B)
+
+    def head(self, path: str) -> dict[str, Tensor]:
+        """Return the tensors of the replaced module at *path*, by the names of its parameters."""
+        return {name: tensor_of(self.adapter, key) for name, key in self.adapter.layout.heads[path].items()}
+
+
+def modules_of(inputs: Sequence[Input]) -> Iterator[tuple[str, dict[int, LoraModule]]]:
+    """Yield every adapted module, in the order of the paths: which of *inputs* adapt it, by their position, and how."""
+    every = [one.modules for one in inputs]
+    for path in sorted({path for modules in every for path in modules}):
+        yield path, {position: modules[path] for position, modules in enumerate(every) if path in modules}
+
+
+def common_base(inputs: Sequence[Input], *, allow_other_base: bool = False) -> BaseModel:
+    """Return the base model of all *inputs*, as far as it is known.
+
+    Raises:
+        CompatibilityError: Two are of different bases, or adapt one module in different shapes.
+    """
+    _check_shapes(inputs)
+    base = BaseModel()
+    for one in inputs:
+        for what in ("repo", "revision", "model_type"):
+            known, found = getattr(base, what), getattr(one.adapter.manifest.base, what)
+            if None in (known, found) or known == found or (allow_other_base and what != "model_type"):
+                continue
+            raise CompatibilityError(
+                f"`{one.name}` was made for the base {what} {printable(found)}, `{inputs[0].name}` for "
+                f"{printable(known)}",
+                hint="deltas of different bases do not add up; `--allow-other-base` takes siblings of one base",
+            )
+        base = _merged(base, one.adapter.manifest.base)
+    return base
+
+
+def _merged(one: BaseModel, other: BaseModel) -> BaseModel:
+    return BaseModel(
+        repo=one.repo or other.repo,
+        revision=one.revision or other.revision,
+        model_type=one.model_type or other.model_type,
+    )
+
+
+def _check_shapes(inputs: Sequence[Input]) -> None:
+    for path, modules in modules_of(inputs):
+        shapes = {(module.out_features, module.in_features): position for position, module in modules.items()}
+        if len(shapes) > 1:
+            (one, first), (other, second), *_ = shapes.items()
+            raise CompatibilityError(
+                f"`{path}` is {list(one)} in `{inputs[first].name}`, {list(other)} in `{inputs[second].name}`",
+                hint="they were made for different base models",
+            )
+
+
+def common_dtype(inputs: Sequence[Input]) -> torch.dtype:
+    """Return the narrowest dtype that holds every number of all *inputs*: that of the composition, unless named."""
+    found: torch.dtype | None = None
+    for one in inputs:
+        for module in one.adapter.layout.modules:
+            for tensor in one.stored(module):
+                found = tensor.dtype if found is None else torch.promote_types(found, tensor.dtype)
+    return found or torch.float32
