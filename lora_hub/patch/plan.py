@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional
 
 from lora_hub.errors import StateError
 from lora_hub.patch.factors import computing_dtype, training_dtype
+from lora_hub.patch.linear_node import adapted_linear
 from lora_hub.patch.node import add_with_gradients
 from lora_hub.patch.record import Record
 from lora_hub.patch.rows import check_rows
@@ -78,6 +80,19 @@ class Plan:
         add(y, x, kept)  # what nearly every call of a decoder takes
         return y
 
+    def linear(self, module: nn.Module, record: Record, x: Tensor) -> Tensor:
+        """Return what a plain linear *module* computes from *x*, plus what the adapters do."""
+        parameters: Mapping[str, Any] = module._parameters  # noqa: SLF001 - `__getattr__` is slow
+        weight, bias = parameters["weight"], parameters["bias"]
+        if _is_grad_enabled() and _is_plain(x, weight, bias) and not _is_watched():
+            step = self.step(module, record, x)
+            if step.only is not None and not (step.has_dropout and module.training):
+                name_A, name_B, alpha = step.only
+                A, B = parameters[name_A], parameters[name_B]
+                if step.is_simple(x, A, B):
+                    return adapted_linear(x, weight, bias, A, B, alpha)
+        return self.add(module, record, functional.linear(x, weight, bias), x)
+
     def add_in_place(self, module: nn.Module, record: Record, y: Tensor, x: Tensor) -> None:
         """Add to *y* what the adapters compute in *module* from its input *x*, without gradients."""
         with torch.no_grad():
@@ -130,6 +145,28 @@ class Plan:
             next((handle.name for handle, _ in terms if handle.name in record.replacements), None)
             for terms in self.sums
         )
+
+
+def _is_plain(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether these are tensors of torch's own, of one kind, and the layer is frozen."""
+    return (
+        type(x) is Tensor
+        and type(weight) is nn.Parameter
+        and weight.dtype is x.dtype
+        and not weight.requires_grad
+        and (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
+    )
+
+
+def _is_watched() -> bool:
+    """Whether something looks at the operations themselves: a tracer, a transform, forward AD, autocast."""
+    return (
+        _is_transforming()
+        or bool(_tracing_state())
+        or torch.compiler.is_exporting()
+        or forward_ad._current_level >= 0  # noqa: SLF001
+        or _is_any_autocast_enabled()
+    )
 
 
 def _parameters(module: nn.Module, names: Iterable[str]) -> list[Tensor]:

@@ -99,25 +99,38 @@ def _block_size(x: Tensor) -> int:
     return _BLOCK_ON_CPU if x.is_cpu else _BLOCK
 
 
-def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
-    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place: what `add` does for one pair and one block."""
+def add_one(y: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+    """Add ``alpha * x A^T B^T`` to a contiguous *y* in place and return ``x A^T``: `add` for one pair and one block."""
     s = torch.mm(x.reshape(-1, x.shape[-1]).to(A.dtype), A.t())  # [T, in] @ [in, r] -> [T, r]
-    rows_y = y.view(-1, y.shape[-1])
-    if y.dtype is s.dtype:
-        rows_y.addmm_(s, B.t(), alpha=alpha)
-    else:
-        rows_y.add_(torch.mm(s, B.t()), alpha=alpha)
+    _add_product(y, s, B.t(), alpha)
+    return s
 
 
 def gradients_of_one(
-    dy: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float, *, wants_x: bool
+    dy: Tensor, x: Tensor, A: Tensor, B: Tensor, alpha: float, *, s: Tensor | None, onto: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return dx, dA and dB: what `gradients` does for one pair and one block."""
+    """Return dx, dA and dB, as `gradients` does for one pair and one block.
+
+    *s* is what `add_one` returned; dx is added *onto* another gradient of x, which may be changed.
+    """
     rows, rows_dy = x.reshape(-1, x.shape[-1]).to(A.dtype), dy.reshape(-1, dy.shape[-1]).to(A.dtype)
-    ds = torch.mm(rows_dy, B * alpha)  # [T, out] @ [out, r] -> [T, r]
+    s = torch.mm(rows, A.t()) if s is None else s
+    # With beta 0 what is named first only has the right shape: alpha costs no operation of its own.
+    ds = torch.addmm(s, rows_dy, B, beta=0, alpha=alpha)  # [T, out] @ [out, r] -> [T, r]
     dA = torch.mm(ds.t(), rows)
-    dB = torch.mm(rows_dy.t(), torch.mm(rows, (A * alpha).t()))
-    return (torch.mm(ds, A).to(x.dtype).view(x.shape) if wants_x else None), dA, dB
+    dB = torch.addmm(B, rows_dy.t(), s, beta=0, alpha=alpha)
+    if onto is not None:
+        _add_product(onto, ds, A)
+    return onto, dA, dB
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor, alpha: float = 1.0) -> None:
+    """Add ``alpha * one @ other`` to a contiguous *total* in place, in the dtype of the two, rounded once."""
+    rows = total.view(-1, total.shape[-1])
+    if rows.dtype is one.dtype:
+        rows.addmm_(one, other, alpha=alpha)
+    else:  # faster than to add tensors of two dtypes
+        rows.copy_(rows.to(one.dtype).addmm_(one, other, alpha=alpha))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from lora_hub.patch.stack import (
     add_one,
     added,
     gradients,
-    gradients_of_one,
     input_gradient,
     is_one_block,
 )
@@ -167,7 +166,7 @@ class Step:
         """Add to *y* ``[..., out]``, in place, what the deltas compute from *x* ``[..., in]``."""
         if self.only is not None and seed is None and y.is_contiguous():
             A, B, alpha = parameters[self.only[0]], parameters[self.only[1]], self.only[2]
-            if self._is_simple(x, A, B):
+            if self.is_simple(x, A, B):  # the same operations as where there are gradients, so the same bits
                 add_one(y, x, A, B, alpha)
                 return
         for number, layer in enumerate(self.layers):
@@ -175,8 +174,9 @@ class Step:
         if len(self.layers) == 1:
             self.kept = self.layers[0].kept
 
-    def _is_simple(self, x: Tensor, A: Tensor, B: Tensor) -> bool:
-        return A.dtype is B.dtype is self.wide and x.device == A.device and is_one_block(x, A.dtype)
+    def is_simple(self, x: Tensor, A: Tensor, B: Tensor) -> bool:
+        """Whether *x* can be computed with *A* and *B* at once, as they are stored."""
+        return A.dtype is B.dtype is self.wide and x.device == A.device == B.device and is_one_block(x, A.dtype)
 
     def added_to(self, y: Tensor, x: Tensor, parameters: Parameters, *, training: bool) -> Tensor:
         """Return the same as a new tensor, by operations that torch's transforms and exporters know."""
@@ -198,12 +198,6 @@ class Step:
 
         *x* is needed only if parameters are trained.
         """
-        if self.only is not None and seed is None and x is not None:
-            name_A, name_B, alpha = self.only
-            A, B = parameters[name_A], parameters[name_B]
-            if self._is_simple(x, A, B):
-                dx, dA, dB = gradients_of_one(dy, x, A, B, alpha, wants_x=wants_x)
-                return dx, {name_A: dA, name_B: dB}
         dx = None
         found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.layers):

@@ -372,12 +372,16 @@ def twins(family, directory, dtype=torch.float32, **config):
 
 
 def test_gradients_are_those_of_peft(family, tmp_path):
-    """On float32 every A and B gets PEFT's gradient, up to the order of sums: 1e-5 of the greatest."""
+    """On float32 every A and B gets PEFT's gradient, up to the order of sums: as near to float64's as PEFT comes.
+
+    Not nearer to PEFT's than that: of BERT's queries, both have errors of 2e-5 of the greatest entry.
+    """
     ours, theirs = twins(family, tmp_path / "peft")
-    for model in (ours, theirs):
+    exact = twins(family, tmp_path / "peft")[0].double()
+    for model in (ours, theirs, exact):
         loss(model).backward()
 
-    assert deviation(of_ours(ours), of_peft(theirs)) <= 1e-5
+    assert error(of_ours(ours), of_ours(exact)) <= 1.5 * error(of_peft(theirs), of_ours(exact)) <= 3e-5
 
 
 def test_gradients_of_parts_of_a_fused_projection_are_those_of_peft(tmp_path):
@@ -524,7 +528,7 @@ def kept_by(model, ids):
 
 
 def test_q_k_and_v_share_one_input():
-    """On a bfloat16 base, training q, k, v keeps one bfloat16 x per layer above the frozen base, and nothing else."""
+    """On a bfloat16 base, training q, k, v keeps one bfloat16 x per layer above the frozen base, and three x A^T."""
     ids = torch.randint(3, models.VOCABULARY, (4, 30), generator=torch.Generator().manual_seed(2))
     base = models.llama().to(torch.bfloat16).requires_grad_(False)
     before, _ = kept_by(base, ids)
@@ -533,21 +537,24 @@ def test_q_k_and_v_share_one_input():
     models.randomise(models.adapter_parameters(model))
     after, _ = kept_by(model, ids)
 
-    assert after.bytes - before.bytes == 2 * ids.numel() * 48 * 2  # layers, tokens, features, bytes
+    shared, own = ids.numel() * 48 * 2, ids.numel() * 8 * 4  # tokens, features or rank, bytes
+    assert after.bytes - before.bytes == 2 * (shared + 3 * own)  # layers
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("way", ["default", "use", "route"])
 def test_nothing_wide_and_no_mask_is_kept(dropout, way):
-    """Of a bfloat16 layer with float32 adapters, autograd keeps the bfloat16 input alone, with dropout as well."""
+    """Of a bfloat16 layer with float32 adapters, autograd keeps the bfloat16 input, and at most x A^T of the rest."""
     model = layer("one", "two", dtype=torch.bfloat16, sizes=(64, 64), lora_dropout=dropout).train()
     x = random(2, 30, 64, dtype=torch.bfloat16)
     choice = {"default": None, "use": lora_hub.use(model, "one"), "route": lora_hub.route(model, ["one", "two"])}[way]
     with Kept(model) as kept:
         y = model(x) if choice is None else inside(choice, kept, lambda: model(x))
-    seen = [(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in kept.tensors.values()]
+    wide = [tensor for tensor in kept.tensors.values() if tensor.shape[-1] > 2]  # the rank
+    seen = [(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in wide]
 
     assert y.requires_grad
+    assert len(kept.tensors) <= 2
     assert seen == [(torch.bfloat16, x.untyped_storage().data_ptr())]
 
 
@@ -592,11 +599,11 @@ def test_input_that_needs_no_gradient_gets_none(monkeypatch):
     model, asked = layer("task"), []
     compute = stack.gradients_of_one
 
-    def noting(*args, wants_x):
-        asked.append(wants_x)
-        return compute(*args, wants_x=wants_x)
+    def noting(*args, onto, **kwargs):
+        asked.append(onto is not None)
+        return compute(*args, onto=onto, **kwargs)
 
-    monkeypatch.setattr("lora_hub.patch.step.gradients_of_one", noting)
+    monkeypatch.setattr("lora_hub.patch.linear_node.gradients_of_one", noting)
     model(random(4, 6)).sum().backward()
     model(random(4, 6).requires_grad_()).sum().backward()
 
