@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_hub import errors
     from lora_hub.api import apply_adapter, pull, push
     from lora_hub.architecture import Architecture, Projection
+    from lora_hub.composition import compose
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.hookspecs import hookimpl
     from lora_hub.patch.applied_adapter import AppliedAdapter
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lora_hub.patch.train import add_adapter
     from lora_hub.patch.use import route, use
     from lora_hub.reference import AdapterRef
+    from lora_hub.rule import Block, Law, Parameter, Rule, Settings, Tasks
     from lora_hub.trainer import AdapterTrainerMixin
     from lora_hub.vouch import sign, verify, yank
 
@@ -36,12 +38,19 @@ _HOMES = {
     "AdapterTrainerMixin": "lora_hub.trainer",
     "AppliedAdapter": "lora_hub.patch.applied_adapter",
     "Architecture": "lora_hub.architecture",
+    "Block": "lora_hub.rule",
+    "Law": "lora_hub.rule",
+    "Parameter": "lora_hub.rule",
     "Projection": "lora_hub.architecture",
+    "Rule": "lora_hub.rule",
+    "Settings": "lora_hub.rule",
+    "Tasks": "lora_hub.rule",
     "VerifiedAdapter": "lora_hub.documents.verified_adapter",
     "adapters": "lora_hub.patch.on_model",
     "adapters_in_state_dict": "lora_hub.patch.on_model",
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
+    "compose": "lora_hub.composition",
     "hookimpl": "lora_hub.hookspecs",
     "limit_memory": "lora_hub.patch.residency",
     "pull": "lora_hub.api",
@@ -59,13 +68,20 @@ __all__ = [
     "AdapterTrainerMixin",
     "AppliedAdapter",
     "Architecture",
+    "Block",
+    "Law",
+    "Parameter",
     "Projection",
+    "Rule",
+    "Settings",
+    "Tasks",
     "VerifiedAdapter",
     "__version__",
     "adapters",
     "adapters_in_state_dict",
     "add_adapter",
     "apply_adapter",
+    "compose",
     "errors",
     "hookimpl",
     "limit_memory",

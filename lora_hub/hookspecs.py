@@ -9,6 +9,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from lora_hub.architecture import Architecture
+    from lora_hub.rule import Rule
 
 NAMESPACE = "lora_hub"
 
@@ -19,3 +20,8 @@ hookimpl = pluggy.HookimplMarker(NAMESPACE)
 @hookspec
 def lora_hub_architectures() -> Iterable[Architecture]:  # type: ignore[empty-body]
     """Return the families of models that this plugin describes. Called once, when an architecture is first needed."""
+
+
+@hookspec
+def lora_hub_rules() -> Iterable[Rule]:  # type: ignore[empty-body]
+    """Return the rules of composition that this plugin adds. Called once; what needs torch loads it when it is used."""

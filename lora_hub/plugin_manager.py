@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
 from lora_hub import hookspecs
 from lora_hub.architecture import Architecture
-from lora_hub.errors import PluginError
+from lora_hub.errors import PluginError, UsageError
+from lora_hub.rule import Rule, nearest
 
 GROUP = "lora_hub"
 DISABLED = "LORA_HUB_DISABLE_PLUGINS"  # comma-separated names of entry points
+# What each hook returns a list of.
+HOOKS: Mapping[str, type[Architecture | Rule]] = {
+    "lora_hub_architectures": Architecture,
+    "lora_hub_rules": Rule,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,7 @@ class Plugin:
     module: str
     distribution: str
     architectures: tuple[Architecture, ...] = ()
+    rules: tuple[Rule, ...] = ()
     error: str | None = None
 
     def __str__(self) -> str:
@@ -60,21 +67,56 @@ class Plugins:
         """
         claims = self.claims().get(model_type or "", [])
         if len(claims) > 1:
-            raise contradiction(str(model_type), [plugin for plugin, _ in claims])
+            raise contradiction(f"the model type `{model_type}`", [plugin for plugin, _ in claims])
         if not claims:
-            broken = "".join(f"; the plugin {plugin} is broken: {plugin.error}" for plugin in self.broken)
             raise PluginError(
-                f"no plugin describes the model type `{model_type}`{broken}",
+                f"no plugin describes the model type `{model_type}`{self._faults()}",
                 hint="run `lora-hub plugins` to see what is described; name the modules themselves as targets, or add "
                 "a plugin (README, “Add an architecture”)",
             )
         return claims[0][1]
 
+    def rules(self) -> Mapping[str, list[tuple[Plugin, Rule]]]:
+        """Return who adds each rule of composition."""
+        claims: dict[str, list[tuple[Plugin, Rule]]] = {}
+        for plugin in self.plugins:
+            for rule in plugin.rules:
+                claims.setdefault(rule.name, []).append((plugin, rule))
+        return claims
 
-def contradiction(model_type: str, plugins: Iterable[Plugin]) -> PluginError:
-    """Return the error about several *plugins* that describe one model type."""
+    def rule(self, name: str) -> Rule:
+        """Return the rule of composition that is called *name*.
+
+        Raises:
+            UsageError: There is none; the nearest names and broken plugins are named.
+            PluginError: Two plugins add it.
+        """
+        known = self.rules()
+        claims = known.get(name, [])
+        if len(claims) > 1:
+            raise contradiction(f"the method `{name}`", [plugin for plugin, _ in claims])
+        if not claims:
+            raise UsageError(
+                f"there is no method `{name}`{self._faults()}",
+                hint=f"there are {', '.join(sorted(known))}{nearest(name, known)}",
+            )
+        return claims[0][1]
+
+    def contradictions(self) -> Iterable[PluginError]:
+        """Yield an error for everything that two plugins claim."""
+        for what, claims in (("model type", self.claims()), ("method", self.rules())):
+            for name, claimants in claims.items():
+                if len(claimants) > 1:
+                    yield contradiction(f"the {what} `{name}`", [plugin for plugin, _ in claimants])
+
+    def _faults(self) -> str:
+        return "".join(f"; the plugin {plugin} is broken: {plugin.error}" for plugin in self.broken)
+
+
+def contradiction(what: str, plugins: Iterable[Plugin]) -> PluginError:
+    """Return the error about several *plugins* that claim one thing, such as "the model type `llama`"."""
     return PluginError(
-        f"the model type `{model_type}` is claimed by {' and by '.join(map(str, plugins))}",
+        f"{what} is claimed by {' and by '.join(map(str, plugins))}",
         hint=f"uninstall one of them, or set `{DISABLED}` to the name of the one to leave out",
     )
 
@@ -90,33 +132,42 @@ def plugins() -> Plugins:
 def _load(entry: EntryPoint) -> Plugin:
     """Return the plugin behind *entry*. A broken one is described, never raised: the others must go on working."""
     distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
+    plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution)
     try:
-        architectures, error = tuple(_architectures(entry)), None
+        offered = tuple(_offers(entry))
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - a plugin may raise anything
         text = f"{type(problem).__name__}: {problem}"
-        architectures, error = (), "".join(c if c.isprintable() else " " for c in text)
-    return Plugin(
-        name=entry.name, module=entry.value, distribution=distribution, architectures=architectures, error=error
+        return replace(plugin, error="".join(c if c.isprintable() else " " for c in text))
+    return replace(
+        plugin,
+        architectures=tuple(one for one in offered if isinstance(one, Architecture)),
+        rules=tuple(one for one in offered if isinstance(one, Rule)),
     )
 
 
-def _architectures(entry: EntryPoint) -> Iterable[Architecture]:
+def _offers(entry: EntryPoint) -> Iterator[Architecture | Rule]:
     # A manager of its own for each plugin: what a hook returns and what it breaks belongs to exactly one of them.
     manager = pluggy.PluginManager(hookspecs.NAMESPACE)
     manager.add_hookspecs(hookspecs)
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    # Not `manager.hook`: pluggy drops a None, and a plugin that forgot its `return` would vanish without a word.
-    implementations = manager.hook.lora_hub_architectures.get_hookimpls()
-    if not implementations:
+    # Not `manager.hook.…()`: pluggy drops a None, and a plugin that forgot its `return` would vanish without a word.
+    implementations = {hook: getattr(manager.hook, hook).get_hookimpls() for hook in HOOKS}
+    if not any(implementations.values()):
         raise TypeError("it implements no hook of lora-hub: is `@hookimpl` missing?")
-    for implementation in implementations:
-        returned = implementation.function()
-        if not isinstance(returned, Iterable):
-            raise TypeError(
-                f"lora_hub_architectures returned {returned!r} of type {type(returned).__name__}, not a list"
-            )
-        for architecture in returned:
-            if not isinstance(architecture, Architecture):
-                raise TypeError(f"lora_hub_architectures returned {architecture!r}, expected an Architecture")
-            yield architecture
+    for hook, found in implementations.items():
+        for implementation in found:
+            yield from _returned(hook, implementation.function())
+
+
+def _returned(hook: str, returned: object) -> Iterator[Architecture | Rule]:
+    if not isinstance(returned, Iterable):
+        raise TypeError(f"{hook} returned {returned!r} of type {type(returned).__name__}, not a list")
+    for one in returned:
+        if not isinstance(one, HOOKS[hook]):
+            raise TypeError(f"{hook} returned {one!r}, expected {_article(HOOKS[hook].__name__)}")
+        yield one
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

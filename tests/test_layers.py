@@ -13,14 +13,14 @@ SOURCES = {"lora_hub": ROOT / "lora_hub", "lora_hub_plugins": ROOT / "plugins" /
 # The lowest first; a module may import from its own layer and from those below. The longest matching prefix counts.
 LAYERS = [
     ["lora_hub.errors"],
-    ["lora_hub.version", "lora_hub.reference", "lora_hub.architecture", "lora_hub.extras"],
+    ["lora_hub.version", "lora_hub.reference", "lora_hub.architecture", "lora_hub.extras", "lora_hub.rule"],
     ["lora_hub.documents", "lora_hub.hookspecs"],
     ["lora_hub.buffers", "lora_hub.places", "lora_hub.plugin_manager"],
     ["lora_hub.files"],
     ["lora_hub.locked", "lora_hub.adapter_directory", "lora_hub.adapter_files", "lora_hub.tensors"],
     ["lora_hub.signing"],
-    ["lora_hub.registry", "lora_hub.patch", "lora_hub.compose", "lora_hub.checkpoint"],
-    ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer"],
+    ["lora_hub.registry", "lora_hub.patch", "lora_hub.composing", "lora_hub.checkpoint"],
+    ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer", "lora_hub.composition"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
     ["lora_hub.cli"],
@@ -65,9 +65,10 @@ FORBIDDEN = {
     - {"urllib", "httpx2"},  # see below
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
-    "lora_hub.compose": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.composing": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.checkpoint": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
+    "lora_hub.composition": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.look": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.trust": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.vouch": TORCH | NETWORK | {"click", "pickle"},
@@ -84,10 +85,10 @@ FORBIDDEN = {
 STRANGERS = [
     ("lora_hub.registry", "lora_hub.patch"),
     ("lora_hub.patch", "lora_hub.registry"),
-    ("lora_hub.compose", "lora_hub.registry"),
-    ("lora_hub.compose", "lora_hub.patch"),
-    ("lora_hub.patch", "lora_hub.compose"),
-    ("lora_hub.registry", "lora_hub.compose"),
+    ("lora_hub.composing", "lora_hub.registry"),
+    ("lora_hub.composing", "lora_hub.patch"),
+    ("lora_hub.patch", "lora_hub.composing"),
+    ("lora_hub.registry", "lora_hub.composing"),
 ]
 
 

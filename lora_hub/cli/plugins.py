@@ -1,4 +1,4 @@
-"""plugins: what describes which models, and where it came from."""
+"""plugins: what describes which models and adds which methods of composition, and where it came from."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from lora_hub.cli.output import json_option, print_data, table
 @click.command()
 @json_option
 def plugins(as_json: bool) -> None:
-    """List the plugins that are loaded, from where, and the model types they describe."""
-    from lora_hub.plugin_manager import contradiction
+    """List the plugins that are loaded, from where, and the model types and methods of `compose` that they add."""
     from lora_hub.plugin_manager import plugins as load
 
     found = load()
     types = {plugin: [t for a in plugin.architectures for t in a.model_types] for plugin in found.plugins}
+    rules = {plugin: [rule.name for rule in plugin.rules] for plugin in found.plugins}
     document = [
-        {"name": p.name, "module": p.module, "distribution": p.distribution, "model_types": types[p], "error": p.error}
+        {
+            "name": p.name,
+            "module": p.module,
+            "distribution": p.distribution,
+            "model_types": types[p],
+            "methods": rules[p],
+            "error": p.error,
+        }
         for p in found.plugins
     ]
     rows = [
-        (p.name, p.module, p.distribution, f"broken: {p.error}" if p.error else ", ".join(types[p]))
+        (p.name, p.module, p.distribution, f"broken: {p.error}" if p.error else ", ".join(types[p] + rules[p]))
         for p in found.plugins
     ]
-    print_data(document, lambda: table(rows, ("PLUGIN", "MODULE", "DISTRIBUTION", "MODEL TYPES")), as_json=as_json)
-    for model_type, claims in found.claims().items():
-        if len(claims) > 1:
-            raise contradiction(model_type, [plugin for plugin, _ in claims])
+    header = ("PLUGIN", "MODULE", "DISTRIBUTION", "MODEL TYPES OR METHODS")
+    print_data(document, lambda: table(rows, header), as_json=as_json)
+    for contradiction in found.contradictions():
+        raise contradiction

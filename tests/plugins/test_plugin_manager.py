@@ -241,6 +241,7 @@ def test_a_plugin_of_another_distribution_is_installed_with_pip(target):
         "module": "third_party_family",
         "distribution": "third-party-family 0.3",
         "model_types": ["opt"],
+        "methods": [],
         "error": None,
     }
     assert {"bert", "gpt2", "llama"} <= by_name.keys()

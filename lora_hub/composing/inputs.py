@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_hub.compose.factors import Factors
+from lora_hub.composing.factors import Factors
 from lora_hub.documents.adapter_config import scaling
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.fields import printable
@@ -34,7 +34,8 @@ class Input:
         """Return the delta of *module* in float64, alpha and r (or its root) in B."""
         lora_A, lora_B = self.stored(module)
         factor = scaling(module.r, module.alpha, use_rslora=self.adapter.config.use_rslora)
-        return Factors(lora_B.double() * factor, lora_A.double())
+        # A copy in any case: the view may lie at any address, and the last bits of a product can depend on that.
+        return Factors(lora_B.double() * factor, lora_A.to(torch.float64, copy=True))
 
     def stored(self, module: LoraModule) -> tuple[Tensor, Tensor]:
         """Return A ``[r, in]`` and B ``[out, r]`` of *module* as they lie in the file."""
@@ -60,17 +61,21 @@ def common_base(inputs: Sequence[Input], *, allow_other_base: bool = False) -> B
     """
     _check_shapes(inputs)
     base = BaseModel()
+    known_by: dict[str, str] = {}
     for one in inputs:
+        own = one.adapter.manifest.base
         for what in ("repo", "revision", "model_type"):
-            known, found = getattr(base, what), getattr(one.adapter.manifest.base, what)
-            if None in (known, found) or known == found or (allow_other_base and what != "model_type"):
+            known, found = getattr(base, what), getattr(own, what)
+            if found is not None:
+                known_by.setdefault(what, one.name)
+            if None in {known, found} or known == found or (allow_other_base and what != "model_type"):
                 continue
             raise CompatibilityError(
-                f"`{one.name}` was made for the base {what} {printable(found)}, `{inputs[0].name}` for "
+                f"`{one.name}` was made for the base {what} {printable(found)}, `{known_by[what]}` for "
                 f"{printable(known)}",
                 hint="deltas of different bases do not add up; `--allow-other-base` takes siblings of one base",
             )
-        base = _merged(base, one.adapter.manifest.base)
+        base = _merged(base, own)
     return base
 
 
