@@ -40,10 +40,10 @@ class Rank:
         if text in {"exact", "fit:vllm"}:
             return cls(text.partition(":")[0])
         kind, colon, number = text.partition(":")
-        if not colon:
-            kind, number = "number", text
-        if kind in {"number", "max"} and number.isascii() and number.isdecimal() and len(number) < _DIGITS:
-            return cls(kind, _checked(text, float(number), 1, MAX_RANK))
+        if kind == "max" or not colon:
+            limit = number if colon else text
+            if limit.isascii() and limit.isdecimal() and len(limit) < _DIGITS:
+                return cls("max" if colon else "number", _checked(text, float(limit), 1, MAX_RANK))
         if kind == "energy":
             return cls(kind, _checked(text, _number(text, number), 0, 1))
         if kind == "ratio":

@@ -94,10 +94,11 @@ class ProjectedTasks:
             yield Block(torch.stack([delta.B[start : start + step] @ delta.A for delta in self.deltas]), start)
 
     def kth_largest(self, k: int, of: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return the *k*-th largest of what *of* makes of each delta: [m, 1, 1], or 0 for all if k is the last."""
-        if k >= self.shape[0] * self.shape[1]:
-            return torch.zeros(1, 1, 1, dtype=torch.float64)
+        """Return the *k*-th largest of what *of* makes of each delta, ``[m, 1, 1]``."""
         measure = of or Tensor.abs
+        if k == self.shape[0] * self.shape[1]:  # all are kept: the smallest takes one pass
+            smallest = [measure(block.values).amin(dim=(1, 2), keepdim=True) for block in self.blocks()]
+            return torch.stack(smallest).amin(dim=0)
         return kth_largest(lambda: (measure(block.values) for block in self.blocks()), k)
 
     def draws(self, block: Block) -> Tensor:
