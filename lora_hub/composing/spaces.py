@@ -96,9 +96,11 @@ class ProjectedTasks:
     def kth_largest(self, k: int, of: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return the *k*-th largest of what *of* makes of each delta, ``[m, 1, 1]``."""
         measure = of or Tensor.abs
-        if k == self.shape[0] * self.shape[1]:  # all are kept: the smallest takes one pass
-            smallest = [measure(block.values).amin(dim=(1, 2), keepdim=True) for block in self.blocks()]
-            return torch.stack(smallest).amin(dim=0)
+        count = self.shape[0] * self.shape[1]
+        if k in {1, count}:  # what is largest or smallest of all takes one pass
+            extreme = Tensor.amax if k == 1 else Tensor.amin
+            found = [extreme(measure(block.values), dim=(1, 2), keepdim=True) for block in self.blocks()]
+            return extreme(torch.stack(found), dim=0)
         return kth_largest(lambda: (measure(block.values) for block in self.blocks()), k)
 
     def draws(self, block: Block) -> Tensor:

@@ -241,10 +241,8 @@ def test_adapter_that_is_zero_is_not_balanced():
 def test_layers_have_weights_of_their_own():
     """The first pattern that matches counts; an adapter that it does not name keeps its weight."""
     weighted = {"a": (random_adapter(1), 0.7), "b": (random_adapter(2), 0.3)}
-    layers = (
-        LayerWeights(match="*.q_proj", weights={"a": 0.1}),
-        LayerWeights(match="*.layers.0.*", weights={"b": 9.0}),
-    )
+    first = LayerWeights(match="*.q_proj", weights={"a": 0.1})
+    second = LayerWeights(match="*.layers.0.*", weights={"b": 9.0})
     made, report = composed(weighted, layers=(first, second))
     (a, _), (b, _) = weighted.values()
 
