@@ -3,6 +3,7 @@
 from benchmarks.group import Group
 from benchmarks.groups import (
     attach,
+    compose,
     forward,
     graphs,
     host,
@@ -24,6 +25,7 @@ GROUPS: tuple[Group, ...] = (
     rows.GROUP,
     merge.GROUP,
     precision.GROUP,
+    compose.GROUP,
     training.GROUP,
     threads.GROUP,
     graphs.GROUP,

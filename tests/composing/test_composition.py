@@ -69,7 +69,7 @@ def test_what_comes_out_can_be_applied(sources):
     """On a model it adds what both of its inputs add together."""
     model, x = Attentions(), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     q_proj, base = model.get_submodule(PATH), model.get_submodule(PATH)(x)
-    made = lora_hub.compose({source: 0.5 for source in sources}, rank="exact")
+    made = lora_hub.compose(dict.fromkeys(sources, 0.5), rank="exact")
     with torch.no_grad():
         lora_hub.apply_adapter(model, made.adapter)
         added = q_proj(x) - base
