@@ -91,15 +91,13 @@ class Parameter:
     @property
     def range(self) -> str:
         """The range in words."""
-        if self.low == -math.inf:
-            return "a finite number"
-        return f"{'more than' if self.above else 'at least'} {self.low:g}" + (
-            "" if self.high == math.inf else f" and at most {self.high:g}"
-        )
+        lower = [] if self.low == -math.inf else [f"{'more than' if self.above else 'at least'} {self.low:g}"]
+        upper = [] if self.high == math.inf else [f"at most {self.high:g}"]
+        return " and ".join(lower + upper) or "a finite number"
 
 
 DENSITY = Parameter(meaning="share of the entries that is kept", default=0.5, low=0, high=1, above=True)
-SCALE = Parameter(meaning="factor of the merged delta (λ in most papers)", default=1.0)
+SCALE = Parameter(meaning="factor of the merged delta (λ in most papers)", default=1.0, low=-1e6, high=1e6)
 
 
 def as_they_are(settings: Settings) -> Settings:

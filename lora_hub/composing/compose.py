@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lora_hub.adapter_files import config_of, files_of
 from lora_hub.composing.exactness import reproducible
-from lora_hub.composing.factors import Factors
 from lora_hub.composing.heads import Heads, common_heads
 from lora_hub.composing.inputs import Input, common_base, common_dtype, modules_of
 from lora_hub.composing.merging import Deltas, Merged, Method, merge
@@ -24,11 +23,10 @@ from lora_hub.documents.adapter_layout import PREFIX, LoraModule
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import BaseModel
 from lora_hub.documents.recipe import Recipe
-from lora_hub.errors import MalformedError, UsageError
+from lora_hub.errors import UsageError
 from lora_hub.plugin_manager import plugins
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LARGEST = 1e100  # of a number in A or B: products of four still have squares in float64
 
 Track = Callable[[Sequence[str]], Iterable[str]]  # yields what it is given, and shows how far it is
 
@@ -173,20 +171,11 @@ def _merged(plan: Plan, path: str) -> Merged:
     module = next(iter(modules.values()))
     deltas = Deltas(
         path=path,
-        factors=[_factors(plan.inputs[position], modules[position]) for position in counting],
+        factors=[plan.inputs[position].factors(modules[position]) for position in counting],
         weights=[weights[position] for position in counting],
         digests=[plan.inputs[position].adapter.digest for position in counting],
     )
     return merge(deltas, plan.method, (module.out_features, module.in_features))
-
-
-def _factors(one: Input, module: LoraModule) -> Factors:
-    factors = one.factors(module)
-    if max(factors.B.abs().max().item(), factors.A.abs().max().item()) > LARGEST:
-        raise MalformedError(
-            f"`{module.path}` of `{one.name}` holds numbers beyond {LARGEST:g}", hint="the training diverged"
-        )
-    return factors
 
 
 def _stored(factor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
@@ -263,6 +252,8 @@ def _notes(plan: Plan, reports: Sequence[ModuleReport]) -> Iterable[str]:
     scaled = any(weight != 1 for weight in plan.weights.own.values())
     for path in plan.heads:
         yield f"`{path}` (modules_to_save) is kept as it is" + ("; no weight scales it" if scaled else "")
+    if not plan.is_unchanged and any(one.adapter.manifest.lora.slices for one in plan.inputs):
+        yield "the parts of fused projections are adapted as before, but as one matrix: the manifest has no slices"
     absent = sum(len(modules) < len(plan.inputs) for modules in plan.modules.values())
     if absent:
         yield f"{absent} of {len(plan.modules)} modules are not adapted by all inputs, which count as zero there"

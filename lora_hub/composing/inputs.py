@@ -14,8 +14,10 @@ from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import BaseModel
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import CompatibilityError
+from lora_hub.errors import CompatibilityError, MalformedError
 from lora_hub.tensors import tensor_of
+
+LARGEST = 1e60  # of a number in A or B: the squares of weighted products still are numbers in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +33,20 @@ class Input:
         return {module.path: module for module in self.adapter.layout.modules}
 
     def factors(self, module: LoraModule) -> Factors:
-        """Return the delta of *module* in float64, alpha and r (or its root) in B."""
+        """Return the delta of *module* in float64, alpha and r (or its root) in B.
+
+        Raises:
+            MalformedError: It holds numbers that nobody trained, whose products could overflow.
+        """
         lora_A, lora_B = self.stored(module)
         factor = scaling(module.r, module.alpha, use_rslora=self.adapter.config.use_rslora)
         # A copy in any case: the view may lie at any address, and the last bits of a product can depend on that.
-        return Factors(lora_B.double() * factor, lora_A.to(torch.float64, copy=True))
+        factors = Factors(lora_B.double() * factor, lora_A.to(torch.float64, copy=True))
+        if max(side.abs().max().item() for side in factors) > LARGEST:
+            raise MalformedError(
+                f"`{module.path}` of `{self.name}` holds numbers beyond {LARGEST:g}", hint="the training diverged"
+            )
+        return factors
 
     def stored(self, module: LoraModule) -> tuple[Tensor, Tensor]:
         """Return A ``[r, in]`` and B ``[out, r]`` of *module* as they lie in the file."""

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lora_hub.composing.factors import Factors, Svd, canonical, decompose, norm, numerical_rank, significant, stack
 from lora_hub.composing.randomness import key_of
 from lora_hub.composing.rank import Rank
 from lora_hub.composing.spaces import ProjectedTasks, Space, mask_key
 from lora_hub.composing.streamed import Streamed, range_svd
-from lora_hub.errors import UsageError
-from lora_hub.rule import Merge, Rule, Settings
+from lora_hub.errors import PluginError, UsageError
+from lora_hub.rule import Block, Merge, Rule, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ def _in_bases(deltas: Deltas, method: Method) -> Merged:
     if space.left is None or not space.left.shape[1]:  # all deltas are zero
         return _of_rank(_nothing(shape), method.rank, 0, kept=1.0, energy=0.0)
     tasks = _tasks(deltas, method, space)
-    merge_block = method.rule.merge(tasks, method.settings)
+    merge_block = _merge_block(tasks, method, deltas.path)
     small = torch.cat([merge_block(block) for block in tasks.blocks()])  # [p, q] or [p, in]
     U, S, Vh = torch.linalg.svd(small, full_matrices=False)
     whole = _masked(Svd(space.left @ U, S, Vh if space.right is None else Vh @ space.right.T), deltas)
@@ -106,7 +107,7 @@ def _in_bases(deltas: Deltas, method: Method) -> Merged:
 def _streamed(deltas: Deltas, method: Method) -> Merged:
     """Return the strongest singular triplets of what the rule makes of the deltas' entries."""
     tasks = _tasks(deltas, method, Space())
-    merge_block = method.rule.merge(tasks, method.settings)
+    merge_block = _merge_block(tasks, method, deltas.path)
     matrix = _rows(tasks, merge_block)
     energy, key = matrix.energy(), key_of("lora-hub/range/v1", method.seed, deltas.path)
     most, r = min(matrix.shape), int(method.rank.value)
@@ -116,6 +117,28 @@ def _streamed(deltas: Deltas, method: Method) -> Merged:
             r *= 2
     found = range_svd(matrix, min(r, most), key)
     return _cut(_masked(found, deltas), deltas, method.rank, energy)
+
+
+def _merge_block(tasks: ProjectedTasks, method: Method, path: str) -> Merge:
+    """Return what the rule prepared, with its results looked at: it may be anybody's."""
+    prepared = method.rule.merge(tasks, method.settings)
+
+    def merge_block(block: Block) -> Tensor:
+        merged = prepared(block)
+        if not isinstance(merged, Tensor) or merged.shape != block.values.shape[1:]:
+            found = list(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
+            raise PluginError(
+                f"the method `{method.rule.name}` made {found} of a block of {list(block.values.shape)}",
+                hint="`lora-hub plugins` says whose it is",
+            )
+        if not merged.isfinite().all():
+            raise UsageError(
+                f"the method `{method.rule.name}` made NaN or infinity in `{path}`",
+                hint="try other parameters; if it is a plugin's, tell its author",
+            )
+        return merged.double()
+
+    return merge_block
 
 
 def _rows(tasks: ProjectedTasks, merge_block: Merge) -> Streamed:
@@ -146,7 +169,7 @@ def _cut(whole: Svd, deltas: Deltas, rank: Rank, energy: float | None = None) ->
     return _of_rank(whole.truncated(r), rank, known, kept=_share(whole.S, r, energy), energy=energy)
 
 
-def _share(S: torch.Tensor, r: int, energy: float) -> float:
+def _share(S: Tensor, r: int, energy: float) -> float:
     return min(1.0, S[:r].square().sum().item() / energy) if energy > 0 else 1.0
 
 

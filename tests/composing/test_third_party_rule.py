@@ -106,3 +106,22 @@ def test_two_rules_of_one_name_contradict_each_other(install, capsys):
     assert plugin_manager.plugins().rule("dare").name == "dare"
     assert run(["plugins"]) == 2
     assert "the method `ties` is claimed by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "reason"),
+    [
+        ("block.values", PluginError, r"the method `odd` made \[1, .* of a block"),
+        ("3", PluginError, "made int"),
+        ("block.values[0] / 0", UsageError, "NaN or infinity in `model"),
+    ],
+)
+@pytest.mark.parametrize("space", ["core", "full"])
+def test_rule_that_returns_nonsense_is_named(install, result, error, reason, space):
+    """Another shape, no matrix or no numbers: never a traceback of LAPACK, never an adapter."""
+    body = f"return {result}"
+    install(
+        "odd", MEDIAN.format(name="odd").replace("return (block.values * tasks.weights).median(dim=0).values", body)
+    )
+    with pytest.raises(error, match=reason):
+        composed({"a": (random_adapter(1), 1.0)}, rule="odd", space=space, rank="4")
