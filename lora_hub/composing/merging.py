@@ -108,14 +108,16 @@ def _streamed(deltas: Deltas, method: Method) -> Merged:
     """Return the strongest singular triplets of what the rule makes of the deltas' entries."""
     tasks = _tasks(deltas, method, Space())
     merge_block = _merge_block(tasks, method, deltas.path)
-    matrix = _rows(tasks, merge_block)
-    energy, key = matrix.energy(), key_of("lora-hub/range/v1", method.seed, deltas.path)
-    most, r = min(matrix.shape), int(method.rank.value)
-    if method.rank.kind in {"energy", "ratio"}:
-        r = sum(delta.r for delta in deltas.factors)
-        while r < most and not method.rank.is_reached(range_svd(matrix, r, key).S[:r], energy):
-            r *= 2
-    found = range_svd(matrix, min(r, most), key)
+    matrix = Streamed(tasks.shape, lambda: map(merge_block, tasks.blocks()))
+    key, r = key_of("lora-hub/range/v1", method.seed, deltas.path), int(method.rank.value)
+    if method.rank.kind in {"number", "max"}:
+        found, energy = range_svd(matrix, r, key)
+        return _cut(_masked(found, deltas), deltas, method.rank, energy)
+    r = sum(delta.r for delta in deltas.factors)
+    found, energy = range_svd(matrix, r, key)
+    while r < min(matrix.shape) and not method.rank.is_reached(found.S[:r], energy):
+        r *= 2
+        found, energy = range_svd(matrix, r, key)
     return _cut(_masked(found, deltas), deltas, method.rank, energy)
 
 
@@ -139,10 +141,6 @@ def _merge_block(tasks: ProjectedTasks, method: Method, path: str) -> Merge:
         return merged.double()
 
     return merge_block
-
-
-def _rows(tasks: ProjectedTasks, merge_block: Merge) -> Streamed:
-    return Streamed(tasks.shape, lambda: ((block.start, merge_block(block)) for block in tasks.blocks()))
 
 
 def _tasks(deltas: Deltas, method: Method, space: Space) -> ProjectedTasks:

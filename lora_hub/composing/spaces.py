@@ -23,7 +23,7 @@ from lora_hub.composing.randomness import key_of, uniform
 from lora_hub.composing.selection import kth_largest
 from lora_hub.rule import Block
 
-BLOCK = 32 * 1024 * 1024  # bytes of all deltas in one block
+BLOCK = 2 * 1024 * 1024  # bytes of all deltas in one block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
