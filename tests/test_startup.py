@@ -61,7 +61,9 @@ def test_a_name_without_torch_loads_no_torch(name):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["push", "--help"], ["cache", "--help"], ["demo", "--help"]], ids=" ".join
+    "words",
+    [["--help"], ["--version"], ["push", "--help"], ["cache", "--help"], ["demo", "--help"], ["compose", "--help"]],
+    ids=" ".join,
 )
 def test_help_loads_nothing_heavy(words):
     """Help is there at once: neither torch nor a network library, nor plugins, nor the registry."""

@@ -86,7 +86,7 @@ def test_one_adapter_at_weight_one_is_kept_to_the_byte():
     """A and B, r, alpha, rsLoRA and patterns, dtypes, slices and license: nothing is computed."""
     factors = {Q: random_factors(1, SHAPES[Q], 4), V: random_factors(2, SHAPES[V], 2)}
     parts = (Slice(part="q", r=2, alpha=5, rows=((0, 4),)), Slice(part="v", r=2, alpha=5, rows=((8, 12),)))
-    options = {"alphas": {Q: 10, V: 3}, "dtype": torch.bfloat16, "license": "mit", "targets": ("q", "v")}
+    options = {"alphas": {Q: 10, V: 3}, "dtype": torch.bfloat16, "license": "mit", "targets": ("v", "q")}
     one = adapter(factors, slices=(SliceGroup(modules=(Q,), parts=parts),), **options)
     made, report = composed({"a": (one, 1.0)})
 
@@ -326,6 +326,14 @@ def test_two_bases_are_refused_unless_asked_for():
     assert made.manifest.base.repo == "org/base"
     with pytest.raises(CompatibilityError, match="gpt2"):
         composed({"a": (random_adapter(1), 1.0), "b": (stranger, 1.0)}, allow_other_base=True)
+
+
+def test_base_that_contradicts_is_laid_at_the_right_door():
+    """The first that knows its base is named, not simply the first."""
+    unknown = random_adapter(1, base=BaseModel(model_type="llama"))
+    other = random_adapter(3, base=BaseModel(repo="org/other", model_type="llama"))
+    with pytest.raises(CompatibilityError, match='`c` was made for the base repo `"org/other"`, `b` for `"org/base"`'):
+        composed({"a": (unknown, 1.0), "b": (random_adapter(2), 1.0), "c": (other, 1.0)})
 
 
 REFUSED = {

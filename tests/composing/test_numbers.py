@@ -123,6 +123,7 @@ def test_decomposition_is_that_of_the_product(shape, r):
 
     assert_close(found.S[: len(expected)], expected[: len(found.S)], 1e-12)
     assert_close(found.U * found.S @ found.Vh, whole, 1e-12)
+    assert (found.U.gather(0, found.U.abs().argmax(dim=0, keepdim=True)) > 0).all()  # so that signs are no accident
     best = decompose(factors).strongest(1).truncated(1)
     assert (whole - best.B @ best.A).norm() <= expected[1:].norm() + 1e-12 * expected[0]
 
