@@ -10,7 +10,7 @@ from lora_hub.errors import MissingExtraError
 
 def needs_torch(what: str) -> AbstractContextManager[None]:
     """Turn the absence of a package of the extra `torch` into an error that names *what* needs it."""
-    return _needs("torch", {"torch", "transformers", "safetensors"}, what)
+    return _needs("torch", {"torch", "transformers", "safetensors", "numpy"}, what)
 
 
 def needs_sigstore(what: str) -> AbstractContextManager[None]:
