@@ -7,7 +7,9 @@ neither on how the rows are cut nor on the number of threads: `rows_at_once` cut
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -15,7 +17,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-BLOCK = 1024 * 1024  # elements of a weight that are computed with at once: they stay in the processor's cache
+BLOCK = 512 * 1024  # elements of a weight that are computed with at once: they stay in the processor's cache
+_OTHERS = 2  # threads that hash and write meanwhile
 # Matrix products of fewer rows or columns than these take other kernels, which add in another order.
 _LEAST_ROWS, _LEAST_ROWS_OF_WIDE = 64, 16
 _WIDE = 65_536  # columns
@@ -33,10 +36,28 @@ class Term(NamedTuple):
         """Return it in *dtype*."""
         return Term(self.B.to(dtype), self.A.to(dtype), self.factor)
 
-    def rows(self, rows: slice, *, transposed: bool) -> Tensor:
-        """Return *rows* of the delta as the weight is stored: ``[rows, in]``, or transposed ``[rows, out]``."""
-        delta = (self.B @ self.A[:, rows]).t() if transposed else self.B[rows] @ self.A
-        return delta.mul_(self.factor)
+    def rows(self, rows: slice, scratch: Tensor, *, transposed: bool) -> Tensor:
+        """Return *rows* of the delta as the weight is stored, ``[rows, in]``, or transposed ``[rows, out]``.
+
+        They lie in *scratch*, which has as many elements.
+        """
+        B, A = (self.B, self.A[:, rows]) if transposed else (self.B[rows], self.A)
+        delta = torch.mm(B, A, out=scratch.view(len(B), A.shape[1])).mul_(self.factor)
+        return delta.t() if transposed else delta
+
+
+class Scratch:
+    """Memory that every block uses again: to get fresh pages takes longer than the arithmetic in them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, use: str, count: int, dtype: torch.dtype) -> Tensor:
+        """Return *count* elements of *dtype* that nobody else has until the same *use* takes them again."""
+        kept = self._kept.get((use, dtype))
+        if kept is None or kept.numel() < count:
+            self._kept[use, dtype] = kept = torch.empty(count, dtype=dtype)
+        return kept[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +101,20 @@ def _square(rows: Tensor) -> float:
     return float(norms.square().sum())
 
 
+@contextlib.contextmanager
+def threads_to_spare() -> Iterator[None]:
+    """Let torch compute with no more threads than hashing and writing leave processors for.
+
+    Those of OpenMP spin while they wait: where there are too few processors, everything takes ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, len(os.sched_getaffinity(0)) - _OTHERS)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def computing_dtype(weight: torch.dtype, terms: Sequence[Term]) -> torch.dtype:
     """Return what W and deltas are added in: float64 for several deltas, else float32, or wider where W is."""
     return torch.float64 if len(terms) > 1 else torch.promote_types(weight, torch.float32)
@@ -97,27 +132,24 @@ def rows_at_once(rows: int, columns: int, *, block: int = BLOCK) -> Iterator[sli
         yield slice(start, rows)
 
 
-def add_rows(weight: Tensor, terms: Sequence[Term], rows: slice, *, transposed: bool, out: Tensor) -> Sums:
+def add_rows(
+    weight: Tensor, terms: Sequence[Term], rows: slice, *, transposed: bool, out: Tensor, scratch: Scratch
+) -> Sums:
     """Write *weight*, which are *rows* of W, plus the deltas of *terms* into *out*, rounded once to its dtype.
 
     *terms* are in `computing_dtype`. Returns how much of the delta there is in *out*, compared with W in its dtype.
     """
-    delta = terms[0].rows(rows, transposed=transposed)
+    dtype, count = terms[0].B.dtype, weight.numel()
+    delta = terms[0].rows(rows, scratch.take("delta", count, dtype), transposed=transposed)
     for term in terms[1:]:
-        delta += term.rows(rows, transposed=transposed)
-    before = weight.to(delta.dtype)
-    found = before + delta
+        delta += term.rows(rows, scratch.take("term", count, dtype), transposed=transposed)
+    before = scratch.take("before", count, dtype).view(weight.shape).copy_(weight)
+    found = torch.add(before, delta, out=scratch.take("found", count, dtype).view(weight.shape))
     round_once(found, out)
     if out.dtype != weight.dtype:
-        before = rounded(before, out.dtype).to(delta.dtype)
+        round_once(before, rounded := torch.empty_like(out))
+        before.copy_(rounded)
     return Sums.of(found.copy_(out).sub_(before), delta)
-
-
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return *values* in *dtype*, rounded once."""
-    out = torch.empty(values.shape, dtype=dtype)
-    round_once(values, out)
-    return out
 
 
 def round_once(values: Tensor, out: Tensor) -> None:

@@ -54,7 +54,7 @@ class HashedFile:
         hashing, writing = self._threads
         piece.pending = [
             hashing.submit(self._sha256.update, content),
-            writing.submit(write_all, self._descriptor, content),
+            writing.submit(_write_through, self._descriptor, content, self.size),
         ]
         self._pieces.append(piece)
         self.size += len(content)
@@ -95,11 +95,12 @@ def hashed_file(path: Path) -> Iterator[HashedFile]:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, content: memoryview) -> None:
-    """Write all of *content*: `os.write` may write less."""
+def _write_through(descriptor: int, content: memoryview, start: int) -> None:
+    """Write all of *content* at *start*, and have the disk begin with it: else `fsync` would wait for the whole file."""
     done = 0
     while done < len(content):
-        done += os.write(descriptor, content[done:])
+        done += os.pwrite(descriptor, content[done:], start + done)
+    os.posix_fadvise(descriptor, start, len(content), os.POSIX_FADV_DONTNEED)
 
 
 def read_into(descriptor: int, content: memoryview, start: int) -> None:

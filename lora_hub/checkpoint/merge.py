@@ -11,6 +11,7 @@ from lora_hub.checkpoint import provenance as provenances
 from lora_hub.checkpoint.base_files import LocalBase
 from lora_hub.checkpoint.checkpoint import CONFIG_NAME
 from lora_hub.checkpoint.companions import PROVENANCE_NAME, Companion, companions, new_card, new_config, new_index
+from lora_hub.checkpoint.deltas import threads_to_spare
 from lora_hub.checkpoint.hashed_file import hash_file
 from lora_hub.checkpoint.journal import JOURNAL_NAME, Journal, alone_in, read_journal, realised
 from lora_hub.checkpoint.plan import MergePlan, Replaced, ShardPlan
@@ -52,7 +53,7 @@ def merge(
     """
     with machine_errors():
         make_directory(output)
-    with alone_in(output):
+    with alone_in(output), threads_to_spare():
         journal, finished = _open(plan, output, resume=resume)
         copied, notes = companions(plan, tokenizers)
         notes = [*plan.notes, *notes]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_hub.checkpoint.base_files import opened
-from lora_hub.checkpoint.deltas import BLOCK, Sums, add_rows, computing_dtype, round_once, rows_at_once
+from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing_dtype, round_once, rows_at_once
 from lora_hub.checkpoint.hashed_file import PIECE, HashedFile, hash_file, hashed_file, read_into
 from lora_hub.checkpoint.plan import Added, Replaced, ShardPlan, Target
 from lora_hub.documents.fields import printable
@@ -98,6 +98,7 @@ class _Writer:
         self._on_bytes = on_bytes
         self._block = block
         self._read = bytearray(0)
+        self._scratch = Scratch()
 
     def check_header(self, plan: ShardPlan) -> None:
         """Raise `IntegrityError` if the shard has another header than the one that was planned with."""
@@ -139,7 +140,9 @@ class _Writer:
         for rows in rows_at_once(count, columns, block=self._block):
             weight = self._weight(target, rows.start * columns, rows.stop * columns).view(-1, columns)
             piece, out = self._out_tensor(target, weight.numel())
-            sums = add_rows(weight, terms, rows, transposed=change.transposed, out=out.view(-1, columns))
+            sums = add_rows(
+                weight, terms, rows, transposed=change.transposed, out=out.view(-1, columns), scratch=self._scratch
+            )
             if not sums.is_finite:
                 _check_finite(target.name, weight, out)
             total += sums
