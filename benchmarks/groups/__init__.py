@@ -3,6 +3,7 @@
 from benchmarks.group import Group
 from benchmarks.groups import (
     attach,
+    checkpoint,
     forward,
     graphs,
     host,
@@ -23,6 +24,7 @@ GROUPS: tuple[Group, ...] = (
     forward.GROUP,
     rows.GROUP,
     merge.GROUP,
+    checkpoint.GROUP,
     precision.GROUP,
     training.GROUP,
     threads.GROUP,

@@ -96,7 +96,7 @@ def hashed_file(path: Path) -> Iterator[HashedFile]:
 
 
 def _write_through(descriptor: int, content: memoryview, start: int) -> None:
-    """Write all of *content* at *start*, and have the disk begin with it: else `fsync` would wait for the whole file."""
+    """Write *content* at *start*, and have the disk begin with it: else `fsync` would wait for the whole file."""
     done = 0
     while done < len(content):
         done += os.pwrite(descriptor, content[done:], start + done)

@@ -49,7 +49,7 @@ def test_two_prefixes_that_would_do_are_refused(tmp_path, adapter, merge):
     twins = {name.replace("encoder", "decoder"): entry for name, entry in files.tensors.items()}
     files.shards["model-00009.safetensors"] = twins
 
-    with pytest.raises(CompatibilityError, match="may be `encoder.* and `decoder"):
+    with pytest.raises(CompatibilityError, match=r"may be `encoder.* and `decoder"):
         merge(files.write(tmp_path / "base"), adapter)
 
 
@@ -187,7 +187,7 @@ def test_a_head_that_two_adapters_replace_is_refused(tmp_path, base, merge):
         head_adapter({"score.weight": tensor(2, HIDDEN, seed=seed)}).write(tmp_path / str(seed)) for seed in (1, 2)
     )
 
-    with pytest.raises(CompatibilityError, match="both replace `score.weight`"):
+    with pytest.raises(CompatibilityError, match=r"both replace `score\.weight`"):
         merge(base, one, two)
 
 
