@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_hub.composition import compose
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.hookspecs import hookimpl
+    from lora_hub.merging import merge_checkpoint
     from lora_hub.patch.applied_adapter import AppliedAdapter
     from lora_hub.patch.on_model import adapters, adapters_in_state_dict
     from lora_hub.patch.residency import limit_memory
@@ -53,6 +54,7 @@ _HOMES = {
     "compose": "lora_hub.composition",
     "hookimpl": "lora_hub.hookspecs",
     "limit_memory": "lora_hub.patch.residency",
+    "merge_checkpoint": "lora_hub.merging",
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
     "route": "lora_hub.patch.use",
@@ -85,6 +87,7 @@ __all__ = [
     "errors",
     "hookimpl",
     "limit_memory",
+    "merge_checkpoint",
     "pull",
     "push",
     "route",

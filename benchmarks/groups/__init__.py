@@ -3,6 +3,7 @@
 from benchmarks.group import Group
 from benchmarks.groups import (
     attach,
+    checkpoint,
     compose,
     forward,
     graphs,
@@ -24,6 +25,7 @@ GROUPS: tuple[Group, ...] = (
     forward.GROUP,
     rows.GROUP,
     merge.GROUP,
+    checkpoint.GROUP,
     precision.GROUP,
     compose.GROUP,
     training.GROUP,

@@ -6,8 +6,9 @@ https://huggingface.co/docs/safetensors, "Format": a little-endian length N of 8
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -24,8 +25,6 @@ MAX_SIZE = 2**48  # of an axis and of an offset
 ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; what an adapter may be stored in
 _LENGTH = 8  # bytes
 _FIELDS = {"dtype", "shape", "data_offsets"}
-# Commas and opening brackets in the header, of which a tensor has 14 at most: so many values may be built in memory.
-_MAX_VALUES = 14 * MAX_TENSORS + MAX_METADATA
 # NaN and infinity have all bits of the exponent set. Where those lie in the two high bytes, little-endian: (mask of the
 # highest byte, mask of the next one).
 _EXPONENT = {"F64": (0x7F, 0xF0), "F32": (0x7F, 0x80), "BF16": (0x7F, 0x80), "F16": (0x7C, 0x00)}
@@ -35,6 +34,54 @@ _SUSPECT = {m: [bytes([byte]) for byte in range(256) if byte & m == m] for m, _ 
 _ALL_SET = {m: bytes(byte & m == m for byte in range(256)) for masks in _EXPONENT.values() for m in masks}
 _BLOCK = 256 * 1024  # bytes that are looked at together, few enough for the processor's cache
 _HINT = "download the file again, or save the adapter again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRules:
+    """What a safetensors file may hold.
+
+    Attributes:
+        owner: What it is a file of, for hints.
+        bits: Of one element, by dtype.
+        may_be_empty: Whether a tensor may have no elements.
+        max_tensors: How many there may be.
+        max_metadata: Characters of its metadata.
+    """
+
+    owner: str
+    bits: Mapping[str, int]
+    may_be_empty: bool
+    max_tensors: int
+    max_metadata: int
+
+    @property
+    def max_values(self) -> int:
+        """Commas and opening brackets in the header, of which a tensor has 14 at most: so many values may be built."""
+        return 14 * self.max_tensors + self.max_metadata
+
+
+ADAPTER = FileRules(
+    owner="adapter",
+    bits={dtype: 8 * size for dtype, size in ITEM_SIZE.items()},
+    may_be_empty=False,
+    max_tensors=MAX_TENSORS,
+    max_metadata=MAX_METADATA,
+)
+# https://github.com/huggingface/safetensors, `Dtype`: a base model may hold all of them.
+CHECKPOINT = FileRules(
+    owner="checkpoint",
+    bits={
+        **dict.fromkeys(("F4",), 4),
+        **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+        **dict.fromkeys(("BOOL", "I8", "U8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+        **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+        **dict.fromkeys(("I32", "U32", "F32"), 32),
+        **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    },
+    may_be_empty=True,
+    max_tensors=262_144,
+    max_metadata=1024 * 1024,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,54 +108,81 @@ def header_end(start: Bytes, *, size: int) -> int:
     return _LENGTH + length
 
 
-def read_header(content: Bytes, *, size: int | None = None) -> dict[str, TensorInfo]:
+def read_header(content: Bytes, *, size: int | None = None, rules: FileRules = ADAPTER) -> dict[str, TensorInfo]:
     """Return the tensors of the safetensors file *content*, by name.
 
     Args:
         content: The whole file, or its beginning up to the end of the header at least.
         size: Bytes of the whole file, if *content* is only its beginning.
+        rules: What the file may hold.
 
     Raises:
-        MalformedError: Truncated, bytes that belong to no tensor, overlapping or empty tensors, a dtype that no adapter
-            has, or more than the limits above.
+        MalformedError: Truncated, bytes that belong to no tensor, overlapping tensors, or what the *rules* forbid: by
+            default empty tensors, a dtype that no adapter has, more than the limits above.
     """
+    return read_header_and_metadata(content, size=size, rules=rules)[0]
+
+
+def read_header_and_metadata(
+    content: Bytes, *, size: int | None = None, rules: FileRules = ADAPTER
+) -> tuple[dict[str, TensorInfo], dict[str, str] | None]:
+    """Return what `read_header` returns, and the metadata of the file, or None where it has none."""
     size = len(content) if size is None else size
     start = header_end(content, size=size)
-    header = _parse(bytes(content[_LENGTH:start]))
-    _check_metadata(header.pop("__metadata__", {}))
-    if len(header) > MAX_TENSORS:
-        raise _too_many(f"{len(header)} tensors")
-    tensors = {name: _tensor_info(name, entry, start) for name, entry in header.items()}
+    header = _parse(bytes(content[_LENGTH:start]), rules)
+    metadata = header.pop("__metadata__", None)
+    _check_metadata({} if metadata is None else metadata, rules)
+    if len(header) > rules.max_tensors:
+        raise _too_many(f"{len(header)} tensors", rules)
+    tensors = {name: _tensor_info(name, entry, start, rules) for name, entry in header.items()}
     _check_no_gaps(tensors, start, size)
-    return tensors
+    return tensors, metadata
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
+    """Return the beginning of a safetensors file that holds *tensors*, dtype and shape by name, in this order.
+
+    It is padded with spaces to a multiple of 8 bytes, as the format's own writer does.
+    """
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        stop = position + math.prod(shape) * CHECKPOINT.bits[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH)
+    return len(text).to_bytes(_LENGTH, "little") + text
+
+
+def _parse(text: bytes, rules: FileRules) -> dict[str, Any]:
     """Return the JSON object that *text* spells from its first byte on; only spaces may follow it."""
-    if len(text) > _MAX_VALUES < sum(map(text.count, (b",", b"[", b"{"))):
-        raise _too_many(f"a header of more than {_MAX_VALUES} values")
+    if len(text) > rules.max_values < sum(map(text.count, (b",", b"[", b"{"))):
+        raise _too_many(f"a header of more than {rules.max_values} values", rules)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
         raise MalformedError("the safetensors header must begin with `{` and end with `}`", hint=_HINT)
     return parse_json_object(text, what="the safetensors header", limit=MAX_HEADER)
 
 
-def _too_many(found: str) -> MalformedError:
+def _too_many(found: str, rules: FileRules) -> MalformedError:
     return MalformedError(
-        f"the safetensors file has {found}, at most {MAX_TENSORS} tensors are read", hint="it is no adapter"
+        f"the safetensors file has {found}, at most {rules.max_tensors} tensors are read",
+        hint=f"it is no {rules.owner}",
     )
 
 
-def _check_metadata(metadata: object) -> None:
+def _check_metadata(metadata: object, rules: FileRules) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError("the metadata of the safetensors file must map strings to strings", hint=_HINT)
     length = sum(len(key) + len(value) for key, value in metadata.items())
-    if length > MAX_METADATA:
+    if length > rules.max_metadata:
         raise MalformedError(
-            f"the metadata of the safetensors file has {length} characters, at most {MAX_METADATA} are read", hint=_HINT
+            f"the metadata of the safetensors file has {length} characters, at most {rules.max_metadata} are read",
+            hint=_HINT,
         )
 
 
-def _tensor_info(name: str, entry: Any, data_start: int) -> TensorInfo:  # noqa: ANN401
+def _tensor_info(name: str, entry: Any, data_start: int, rules: FileRules) -> TensorInfo:  # noqa: ANN401
     if len(name) > MAX_NAME:
         raise MalformedError(
             f"tensor {printable(name)} has a name of {len(name)} characters, at most {MAX_NAME} are read", hint=_HINT
@@ -118,13 +192,13 @@ def _tensor_info(name: str, entry: Any, data_start: int) -> TensorInfo:  # noqa:
             f"the entry of tensor {printable(name)} in the safetensors header is malformed", hint=_HINT
         )
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_SIZE:
+    if dtype not in rules.bits:
         raise MalformedError(
-            f"tensor {printable(name)} has dtype {printable(dtype)}, expected one of {', '.join(ITEM_SIZE)}",
-            hint="save the adapter in one of these dtypes",
+            f"tensor {printable(name)} has dtype {printable(dtype)}, expected one of {', '.join(rules.bits)}",
+            hint=f"save the {rules.owner} in one of these dtypes",
         )
-    expected = math.prod(shape) * ITEM_SIZE[dtype]
-    if not expected:
+    expected = -(-math.prod(shape) * rules.bits[dtype] // 8)
+    if not expected and not rules.may_be_empty:
         raise MalformedError(
             f"tensor {printable(name)} of shape {shape} is empty",
             hint="it was saved before ZeRO-3 or FSDP gathered it: gather, then save",

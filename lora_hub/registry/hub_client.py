@@ -12,11 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -144,6 +145,15 @@ class HubClient:
                     raise httpx2.RemoteProtocolError("the answer was cut off")
             except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 self._wait_or_raise(error, what, waits)
+
+    def download(self, repo: str, commit: str, name: str) -> Path:
+        """Return where the file *name* lies in the client's cache, brought there if need be."""
+
+        def bring() -> str:
+            return hf_hub_download(repo, name, revision=commit, endpoint=self._endpoint, library_name="lora-hub")
+
+        with _bars_on_terminals_only():
+            return Path(self._ask(f"`{name}` of `{repo}`", bring))
 
     def _http_chunks(self, url: str, start: int, stop: int, *, is_exact: bool) -> Iterator[bytes]:
         """Yield the bytes from *start* to *stop*; only if it *is_exact* is what comes beyond kept from the reader."""
