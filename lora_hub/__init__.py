@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from lora_hub.patch.use import route, use
     from lora_hub.reference import AdapterRef
     from lora_hub.rule import Block, Law, Parameter, Rule, Settings, Tasks
+    from lora_hub.searching.search import search_by_objective
     from lora_hub.trainer import AdapterTrainerMixin
     from lora_hub.vouch import sign, verify, yank
+    from lora_hub.weight_search import search_on_base, search_weights
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,9 @@ _HOMES = {
     "push": "lora_hub.api",
     "route": "lora_hub.patch.use",
     "save_adapter": "lora_hub.patch.save",
+    "search_by_objective": "lora_hub.searching.search",
+    "search_on_base": "lora_hub.weight_search",
+    "search_weights": "lora_hub.weight_search",
     "sign": "lora_hub.vouch",
     "use": "lora_hub.patch.use",
     "verify": "lora_hub.vouch",
@@ -92,6 +97,9 @@ __all__ = [
     "push",
     "route",
     "save_adapter",
+    "search_by_objective",
+    "search_on_base",
+    "search_weights",
     "sign",
     "use",
     "verify",

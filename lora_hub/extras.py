@@ -18,6 +18,11 @@ def needs_sigstore(what: str) -> AbstractContextManager[None]:
     return _needs("sigstore", {"sigstore"}, what)
 
 
+def needs_nevergrad(what: str) -> AbstractContextManager[None]:
+    """Turn the absence of a package of the extra `search` into an error that names *what* needs it."""
+    return _needs("search", {"nevergrad"}, what)
+
+
 @contextmanager
 def _needs(extra: str, packages: set[str], what: str) -> Iterator[None]:
     try:

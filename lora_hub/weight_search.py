@@ -1,0 +1,152 @@
+"""Find the weights of a mixture of adapters on a few examples: where adapters, base, examples and search meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_hub.api import load
+from lora_hub.documents.fields import canonical_json, sha256
+from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.extras import needs_torch
+from lora_hub.reference import AdapterRef
+from lora_hub.registry.locate import RegistryLike
+from lora_hub.searching.examples import Completion, Examples, Labelled, read_examples, split
+from lora_hub.searching.result import SearchResult
+from lora_hub.searching.search import BUDGET, PENALTY, Progress, no_progress, search_by_objective
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_hub.searching.tokens import Tokenizer
+
+Source = str | os.PathLike[str] | AdapterRef | VerifiedAdapter
+
+
+def search_weights(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    adapters: Mapping[str, Source],
+    examples: str | os.PathLike[str] | Examples,
+    *,
+    budget: int = BUDGET,
+    seed: int = 0,
+    penalty: float = PENALTY,
+    holdout: float | None = None,
+    allow_other_base: bool = False,
+    registry: RegistryLike = None,
+    progress: Progress = no_progress,
+) -> SearchResult:
+    """Return the weights with which the sum of the deltas of *adapters* has the lowest loss on *examples*.
+
+    LoraHub (arXiv 2307.13269), over the exact sum ``W x + sum of w_i * (alpha_i / r_i) B_i A_i x``. The candidates are
+    attached to *model* once and taken off again; what it has otherwise is off meanwhile. `lora_hub.compose` makes one
+    adapter with these weights.
+
+    Args:
+        model: A causal language model or a sequence classifier of transformers, or one that is called like them.
+        tokenizer: Its tokenizer.
+        adapters: What `apply_adapter` takes, by the name that the result calls it.
+        examples: A JSONL file, or what `parse_examples` returned.
+        budget: Steps of the optimiser; equal weights, none, and each adapter alone are tried before.
+        seed: Which examples are held out, and what the optimiser draws. Same seed, same result, on one machine.
+        penalty: Factor of the mean absolute weight in what is minimised; 0.05 in the paper.
+        holdout: The share of examples that the search does not see; by default 0.2 of 10 or more, else 0.
+        allow_other_base: Take adapters whose base is of another model type.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+        progress: ``progress(range(n), label)`` yields from the range and shows how far it is.
+
+    Raises:
+        DocumentError: A line of the file is no example; the line is named.
+        UsageError: A label or a length that this model does not have.
+        CompatibilityError: An adapter does not fit, heads differ, the examples are for another kind of model, or no
+            mixture has a finite loss.
+        MissingExtraError: nevergrad is not installed (``pip install 'lora-hub[search]'``).
+    """
+    with needs_torch("searching weights"):
+        from lora_hub.searching.candidates import attached
+        from lora_hub.searching.loss import loss_on
+    all_of_them = read_examples(Path(examples)) if isinstance(examples, str | os.PathLike) else examples
+    order = random.Random(seed).sample(range(len(all_of_them)), len(all_of_them))  # noqa: S311 - an order, no secret
+    kept, held = split(all_of_them, order, holdout=holdout)
+    on_kept, on_held = loss_on(model, tokenizer, kept), loss_on(model, tokenizer, held) if held else None
+    loaded = {name: _load(source, registry) for name, source in adapters.items()}
+    with attached(model, loaded, allow_other_base=allow_other_base) as mixture:
+
+        def objective(weights: Mapping[str, float]) -> float:
+            with mixture(weights):
+                return on_kept()
+
+        def other(weights: Mapping[str, float]) -> float:
+            assert on_held is not None  # noqa: S101 - for the type checker
+            with mixture(weights):
+                return on_held()
+
+        found = search_by_objective(
+            objective,
+            tuple(loaded),
+            budget=budget,
+            seed=seed,
+            penalty=penalty,
+            holdout=other if held else None,
+            progress=progress,
+        )
+    return dataclasses.replace(found, examples=len(kept), holdout=len(held), digest=_digest(all_of_them))
+
+
+def search_on_base(
+    base: str,
+    adapters: Mapping[str, Source],
+    examples: str | os.PathLike[str],
+    *,
+    budget: int = BUDGET,
+    seed: int = 0,
+    penalty: float = PENALTY,
+    holdout: float | None = None,
+    allow_other_base: bool = False,
+    registry: RegistryLike = None,
+    progress: Progress = no_progress,
+) -> SearchResult:
+    """Return what `search_weights` finds on the model *base*: a directory, or a repository on the Hub.
+
+    It is loaded by transformers from safetensors; code that comes with it is never run. What the examples are decides
+    whether it is loaded as a causal language model or as a sequence classifier.
+
+    Raises:
+        NotFoundError: There is no such base, or no such file.
+        CompatibilityError: The base is of another kind, or lacks a head that no adapter brings.
+    """
+    with needs_torch("searching weights"):
+        from lora_hub.searching.base import load_base
+        from lora_hub.searching.candidates import common_heads
+    # Everything that can be wrong with what is small comes before the base is loaded.
+    read = read_examples(Path(examples))
+    loaded = {name: _load(source, registry) for name, source in adapters.items()}
+    is_classifier = isinstance(read[0], Labelled)
+    model, tokenizer = load_base(base, is_classifier=is_classifier, heads=common_heads(loaded))
+    return search_weights(
+        model,
+        tokenizer,
+        loaded,
+        read,
+        budget=budget,
+        seed=seed,
+        penalty=penalty,
+        holdout=holdout,
+        allow_other_base=allow_other_base,
+        progress=progress,
+    )
+
+
+def _load(source: Source, registry: RegistryLike) -> VerifiedAdapter:
+    return source if isinstance(source, VerifiedAdapter) else load(source, registry=registry)
+
+
+def _digest(examples: Examples) -> str:
+    """Return a digest of what the examples say, not of how their file is laid out."""
+    said = [[e.prompt, e.completion] if isinstance(e, Completion) else [e.text, e.label] for e in examples]
+    return sha256(canonical_json({"examples": said}))
