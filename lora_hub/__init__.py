@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_hub.architecture import Architecture, Projection
     from lora_hub.composition import compose
     from lora_hub.documents.verified_adapter import VerifiedAdapter
+    from lora_hub.extraction import extract_adapter
     from lora_hub.hookspecs import hookimpl
     from lora_hub.merging import merge_checkpoint
     from lora_hub.patch.applied_adapter import AppliedAdapter
@@ -54,6 +55,7 @@ _HOMES = {
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
     "compose": "lora_hub.composition",
+    "extract_adapter": "lora_hub.extraction",
     "hookimpl": "lora_hub.hookspecs",
     "limit_memory": "lora_hub.patch.residency",
     "merge_checkpoint": "lora_hub.merging",
@@ -90,6 +92,7 @@ __all__ = [
     "apply_adapter",
     "compose",
     "errors",
+    "extract_adapter",
     "hookimpl",
     "limit_memory",
     "merge_checkpoint",

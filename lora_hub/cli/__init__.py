@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from lora_hub import __version__
-from lora_hub.cli import cache, compose, demo, keys, look, merge, plugins, schema, signatures, transfer, trust
+from lora_hub.cli import cache, compose, demo, extract, keys, look, merge, plugins, schema, signatures, transfer, trust
 from lora_hub.cli.output import shown
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
@@ -44,6 +44,7 @@ for command in (
     plugins.plugins,
     schema.schema,
     demo.demo,
+    extract.extract,
 ):
     cli.add_command(command)
 

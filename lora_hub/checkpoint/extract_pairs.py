@@ -1,0 +1,178 @@
+"""Two checkpoints of one architecture: which tensors belong together, and what each of them is in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_hub.checkpoint.checkpoint import Checkpoint
+from lora_hub.checkpoint.known_model import KnownModel, known_model
+from lora_hub.checkpoint.names import Prefix
+from lora_hub.checkpoint.vocabulary import is_embedding, is_output
+from lora_hub.documents.fields import printable
+from lora_hub.documents.module_names import is_named, names_of, owners_of
+from lora_hub.documents.safetensors_header import TensorInfo
+from lora_hub.errors import CompatibilityError, NotFoundError, PluginError
+from lora_hub.plugin_manager import plugins
+
+_MATRIX = 2  # axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One tensor in a file."""
+
+    name: str
+    file: Path
+    info: TensorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One tensor of the fine-tuned checkpoint and what it was before; None if the base has nothing like it.
+
+    Attributes:
+        name: What it is called in the model; where transformers does not know the model, what it is called in the file.
+        transposed: Whether it is the weight of a linear module and lies ``[in, out]``; None if it is something else.
+        is_unclear: Whether it may be such a weight, but nobody knows the model.
+        head: The module that was asked for as a whole and that it belongs to.
+    """
+
+    name: str
+    fine: Stored
+    base: Stored | None
+    transposed: bool | None
+    is_unclear: bool
+    head: str | None
+
+    @property
+    def path(self) -> str:
+        """The module that it belongs to."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """All tensors of the fine-tuned checkpoint, in the order of their names, and remarks on the two."""
+
+    pairs: tuple[Pair, ...]
+    linear: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
+    """Return the tensors of *fine* with their counterparts in *base*; modules named by *full* are taken as a whole.
+
+    Raises:
+        CompatibilityError: Not of one architecture: another model type, a tensor that one lacks, or another shape.
+        NotFoundError: A name of *full* is that of no module.
+    """
+    if None not in (fine.model_type, base.model_type) and fine.model_type != base.model_type:
+        raise CompatibilityError(
+            f"the fine-tuned checkpoint is a {printable(fine.model_type)}, the base a {printable(base.model_type)}",
+            hint="name the base that it was fine-tuned from",
+        )
+    before, after = _stored(base), _stored(fine)
+    counterpart = _prefix(after, before)
+    known = known_model(fine.config, after)
+    in_memory = {stored: memory for memory, stored in known.tensors.items()} if known else {}
+    pairs = []
+    for name, stored in sorted(after.items()):
+        plain = in_memory.get(name, name)
+        head = next((owner for owner in owners_of(plain) if is_named(owner, frozenset(full))), None)
+        is_plain = known is None or name in in_memory
+        may_be_linear = is_plain and _may_be_linear(plain, stored.info)
+        transposed = _transposed(plain.rpartition(".")[0], fine.model_type, known) if may_be_linear else None
+        pairs.append(
+            Pair(
+                name=plain,
+                fine=stored,
+                base=before.get(counterpart(name)),
+                transposed=transposed,
+                is_unclear=may_be_linear and transposed is None and known is None,
+                head=head,
+            )
+        )
+    _check_full(pairs, full)
+    notes = list(_missing(before, {counterpart(name) for name in after}))
+    for pair in pairs:
+        _check_shape(pair)
+    linear = frozenset(known.transposed) if known else frozenset(p.path for p in pairs if p.transposed is not None)
+    return Pairs(pairs=tuple(pairs), linear=linear, notes=tuple(notes))
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, Stored]:
+    return {
+        name: Stored(name=name, file=checkpoint.files.fetched(shard.name), info=info)
+        for shard in checkpoint.shards
+        for name, info in shard.tensors.items()
+    }
+
+
+def _prefix(after: Collection[str], before: Collection[str]) -> Prefix:
+    """A backbone that was saved alone lacks the prefix of the model with a head (``bert.``), and the reverse."""
+    if not set(after).isdisjoint(before):
+        return Prefix()
+    one = min(before, key=len)
+    for name in after:
+        if name.endswith(f".{one}"):
+            return Prefix(removed=name.removesuffix(one))
+    for rest in names_of(one):
+        if rest in after:
+            return Prefix(added=one.removesuffix(rest))
+    raise CompatibilityError(
+        f"the two checkpoints have no tensor in common: the base has {printable(one)}, the fine-tuned one "
+        f"{printable(min(after, key=len))}",
+        hint="name the base that it was fine-tuned from",
+    )
+
+
+def _may_be_linear(name: str, info: TensorInfo) -> bool:
+    path, _, parameter = name.rpartition(".")
+    return parameter == "weight" and len(info.shape) == _MATRIX and not is_embedding(path)
+
+
+def _transposed(path: str, model_type: str | None, known: KnownModel | None) -> bool | None:
+    if known is not None:
+        return known.transposed.get(path)
+    try:
+        projection = plugins().find(model_type).projection(path)
+    except PluginError:
+        return None
+    return None if projection is None else projection.fan_in_fan_out
+
+
+def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:
+    taken = {pair.head for pair in pairs} - {None}
+    for wanted in full:
+        if not any(is_named(str(head), {wanted}) for head in taken):
+            raise NotFoundError(
+                f"the fine-tuned checkpoint has no module `{wanted}` to take as a whole",
+                hint="name one by its path or the end of it, such as `lm_head`; a tied output has no tensor of its own",
+            )
+
+
+def _missing(before: Mapping[str, Stored], found: Collection[str]) -> Iterator[str]:
+    for name in sorted(before.keys() - found):
+        if is_output(name.rpartition(".")[0]):
+            yield f"the fine-tuned checkpoint has no `{name}`: it is tied to the embeddings there"
+            continue
+        raise CompatibilityError(
+            f"the fine-tuned checkpoint has no tensor `{name}`, which the base has ({len(before.keys() - found)} are "
+            "missing)",
+            hint="name the base that it was fine-tuned from, and a whole checkpoint of it",
+        )
+
+
+def _check_shape(pair: Pair) -> None:
+    if pair.base is None or pair.head is not None or pair.fine.info.shape == pair.base.info.shape:
+        return
+    is_vocabulary = is_embedding(pair.path) or is_output(pair.path)
+    raise CompatibilityError(
+        f"`{pair.name}` has shape {list(pair.fine.info.shape)}, in the base {list(pair.base.info.shape)}"
+        + (": the vocabulary was resized" if is_vocabulary else ""),
+        hint=f"`--full {pair.path.rpartition('.')[2]}` takes it as a whole; whoever applies it resizes the base first"
+        if is_vocabulary
+        else "name the base that it was fine-tuned from",
+    )
