@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from lora_hub.api import load
 from lora_hub.documents.fields import canonical_json, sha256
+from lora_hub.documents.recipe import Recipe
 from lora_hub.documents.verified_adapter import VerifiedAdapter
+from lora_hub.errors import UsageError
 from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike
@@ -122,12 +124,12 @@ def search_on_base(
     """
     with needs_torch("searching weights"):
         from lora_hub.searching.base import load_base
-        from lora_hub.searching.candidates import common_heads
+        from lora_hub.searching.candidates import heads_of
     # Everything that can be wrong with what is small comes before the base is loaded.
     read = read_examples(Path(examples))
     loaded = {name: _load(source, registry) for name, source in adapters.items()}
     is_classifier = isinstance(read[0], Labelled)
-    model, tokenizer = load_base(base, is_classifier=is_classifier, heads=common_heads(loaded))
+    model, tokenizer = load_base(base, is_classifier=is_classifier, heads=heads_of(loaded))
     return search_weights(
         model,
         tokenizer,
@@ -140,6 +142,40 @@ def search_on_base(
         allow_other_base=allow_other_base,
         progress=progress,
     )
+
+
+def search_recipe(
+    recipe: Recipe,
+    base: str,
+    examples: str | os.PathLike[str],
+    *,
+    budget: int = BUDGET,
+    allow_other_base: bool = False,
+    registry: RegistryLike = None,
+    progress: Progress = no_progress,
+) -> tuple[Recipe, SearchResult]:
+    """Return *recipe* with the weights that `search_on_base` finds for its inputs, and how they were found.
+
+    Raises:
+        UsageError: Its rule is not ``linear``, or it says something of weights already.
+    """
+    if recipe.rule != "linear" or recipe.weights != "given" or recipe.layers:
+        raise UsageError(
+            "a search finds the weights of an exact sum: `linear`, with one weight for all modules",
+            hint="leave out the method and what is said of weights",
+        )
+    found = search_on_base(
+        base,
+        {one.id: one.reference for one in recipe.inputs},
+        examples,
+        budget=budget,
+        seed=recipe.seed,
+        allow_other_base=allow_other_base,
+        registry=registry,
+        progress=progress,
+    )
+    inputs = tuple(dataclasses.replace(one, weight=found.weights[one.id]) for one in recipe.inputs)
+    return dataclasses.replace(recipe, inputs=inputs), found
 
 
 def _load(source: Source, registry: RegistryLike) -> VerifiedAdapter:

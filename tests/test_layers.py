@@ -203,7 +203,7 @@ def test_strangers_do_not_know_each_other(one, other):
 
 
 def test_who_names_models_knows_transformers():
-    """Models are recognised by what they are: only what loads or reads one from disk asks what transformers calls it."""
+    """Models are recognised by what they are: only what reads one from disk asks what transformers calls it."""
     guilty = {name for name in MODULES for imported in imports(name, lazy=True) if is_in(imported, "transformers")}
     at_once = {name for name in guilty if any(is_in(i, "transformers") for i in imports(name, lazy=False))}
     known = {"lora_hub.checkpoint.known_model", "lora_hub.searching.base"}

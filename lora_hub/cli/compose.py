@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_hub.cli.output import json_option, print_data, progress, registry_option, say, shown
+from lora_hub.cli.weight_search import losses, search_options, searched
 from lora_hub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ _PARAMETERS = ("density", "epsilon", "gamma", "scale")
 @click.option("--weights", default="given", show_default=True, help="given, equal (1/n), or norm: balanced first.")
 @click.option("--layer", "layers", metavar="PATTERN:ID=W", multiple=True, help="Another weight in some modules.")
 @click.option("--dtype", help="float32, bfloat16, float16 or float64; by default what holds all inputs.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the methods that draw at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what draws at random.")
+@search_options
 @registry_option
 @click.option("--allow-other-base", is_flag=True, help="Take adapters of sibling bases as well.")
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")
@@ -49,6 +51,9 @@ def compose(
     others: tuple[str, ...],
     method: str,
     registry: str | None,
+    examples: str | None,
+    base: str | None,
+    budget: int | None,
     allow_other_base: bool,
     force: bool,
     dry_run: bool,
@@ -58,7 +63,8 @@ def compose(
     """Make one adapter of those that REF names, each times its weight W (1 if there is none, negative to subtract).
 
     REF is org/task[@version] or a directory (./dir). Neither the base model nor a GPU is needed. With one REF and a
-    --rank, it is a resize. An adapter is called by the last part of its name in --layer, as in '*.layers.3.*:task=0.2'.
+    --rank, it is a resize. With --search, the weights are those of the lowest loss on examples. An adapter is called by
+    the last part of its name in --layer, as in '*.layers.3.*:task=0.2'.
     """
     from lora_hub import composition
     from lora_hub.documents.recipe import Recipe
@@ -75,13 +81,17 @@ def compose(
         layers=tuple(_layers(layers)),
         **options,
     )
-    made = composition.compose_recipe(
-        recipe, registry=registry, allow_other_base=allow_other_base, track=_bar(is_quiet=as_json)
-    )
+    if examples is not None and any(weighted(ref)[0] != ref for ref in refs):
+        raise UsageError("a search finds the weights, and some are given", hint="write each REF without `=W`")
+    shared: dict[str, Any] = {"registry": registry, "allow_other_base": allow_other_base}
+    recipe, found = searched(recipe, examples=examples, base=base, budget=budget, is_quiet=as_json, **shared)
+    made = composition.compose_recipe(recipe, track=_bar(is_quiet=as_json), **shared)
     if output is not None and not dry_run:
         made.save(output, force=force)
     written = None if dry_run else output
-    print_data(_document(made, written), lambda: _as_text(made, written), as_json=as_json)
+    document = _document(made, written) | ({"search": found.to_document()} if found else {})
+    tables = [losses(found), ""] if found else []
+    print_data(document, lambda: "\n".join([*tables, _as_text(made, written)]), as_json=as_json)
     for note in made.report.notes:
         say(note)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
+from lora_hub.composing.heads import Heads, common_heads
+from lora_hub.composing.inputs import Input
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import CompatibilityError, UsageError
+from lora_hub.errors import UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.attach import Options, attach
 from lora_hub.patch.choice import Use
@@ -21,7 +22,6 @@ from lora_hub.patch.projections import modules_by_path
 from lora_hub.patch.use import use
 from lora_hub.patch.weights import load_weights
 
-Head = Mapping[str, Tensor]
 Mixture = Callable[[Mapping[str, float]], Use]
 
 
@@ -38,7 +38,7 @@ def attached(
         UsageError: The model has an adapter of one of the names.
     """
     plain = unwrap(model)
-    heads = common_heads(candidates)
+    heads = heads_of(candidates)
     _check_names(plain, candidates)
     handles = []
     try:
@@ -62,7 +62,7 @@ def _attach(
     name: str,
     info: AdapterInfo,
     modules: Mapping[str, tuple[PartWeights, ...]],
-    heads: Mapping[str, Head],
+    heads: Mapping[str, Mapping[str, Tensor]],
 ) -> AppliedAdapter:
     options = Options(name=name, active=False)
     return attach(model, modules_by_path(model), info, modules, heads, options)
@@ -83,28 +83,10 @@ def _free_name(model: nn.Module) -> str:
     return name
 
 
-def common_heads(candidates: Mapping[str, VerifiedAdapter]) -> dict[str, Head]:
-    """Return the modules that *candidates* replace, by path.
+def heads_of(candidates: Mapping[str, VerifiedAdapter]) -> Heads:
+    """Return the modules that *candidates* replace, by path, which all who replace one must agree on.
 
     Raises:
-        CompatibilityError: Two replace one module by different ones, which cannot be mixed: the sum of deltas says
-            nothing of heads.
+        CompatibilityError: Two replace one module by different ones, or one adapts what another replaces.
     """
-    owners: dict[str, str] = {}
-    heads: dict[str, Head] = {}
-    for name, adapter in candidates.items():
-        for path, head in load_weights(adapter).heads.items():
-            if path in heads and not _are_equal(heads[path], head):
-                raise CompatibilityError(
-                    f"`{owners[path]}` and `{name}` replace `{path}` by different modules",
-                    hint="heads cannot be mixed: search over adapters that share one, or have none",
-                )
-            owners.setdefault(path, name)
-            heads.setdefault(path, head)
-    return heads
-
-
-def _are_equal(one: Head, other: Head) -> bool:
-    return one.keys() == other.keys() and all(
-        one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one
-    )
+    return common_heads([Input(name=name, adapter=adapter) for name, adapter in candidates.items()])
