@@ -16,7 +16,7 @@ from lora_hub.composing.factors import Factors, Svd
 from lora_hub.composing.randomness import key_of
 from lora_hub.composing.rank import Rank
 from lora_hub.composing.streamed import OVERSAMPLING, Streamed, range_svd
-from lora_hub.errors import CompatibilityError, MalformedError
+from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError
 from lora_hub.tensors import DTYPES
 
 _BLOCK = 1024 * 1024  # elements that are in memory at once of each tensor
@@ -68,14 +68,16 @@ def compare(fine: Stored, base: Stored) -> Difference | None:
         CompatibilityError: They differ, and are not of floating numbers.
         MalformedError: They differ, and one holds NaN or infinity.
     """
-    if all(_are_same(one, other) for _, one, other in _blocks(fine, base)):
+    are_floating = fine.info.dtype in DTYPES and base.info.dtype in DTYPES
+    may_be_same = are_floating or fine.info.dtype == base.info.dtype
+    if may_be_same and all(_are_same(one, other) for _, one, other in _blocks(fine, base)):
         return None
-    for stored in (fine, base):
-        if stored.info.dtype not in DTYPES:
-            raise CompatibilityError(
-                f"`{stored.name}` was changed and is stored as {stored.info.dtype}: it is quantised, or no weight",
-                hint="compare checkpoints in 16 or 32 bits",
-            )
+    if not are_floating:
+        raise CompatibilityError(
+            f"`{fine.name}` changed and is stored as {fine.info.dtype}, in the base as {base.info.dtype}: quantised, or "
+            "no weight",
+            hint="compare checkpoints in 16 or 32 bits",
+        )
     sums = torch.zeros(3, dtype=torch.float64)
     for _, one, other in _blocks(fine, base):
         after, before = one.double(), other.double()
@@ -125,7 +127,10 @@ def _read(descriptor: int, stored: Stored, columns: int, start: int, stop: int) 
     whole = stored.info.stop - stored.info.start
     row = whole // _matrix(stored)[0]
     content = bytearray((stop - start) * row)
-    read_into(descriptor, memoryview(content), stored.info.start + start * row)
+    try:
+        read_into(descriptor, memoryview(content), stored.info.start + start * row)
+    except EOFError as error:
+        raise IntegrityError(f"`{stored.file}` was cut off while it was read", hint="run it again") from error
     block = torch.frombuffer(content, dtype=dtype)
     return block.view(stop - start, -1 if dtype == torch.uint8 else columns)
 
