@@ -68,16 +68,11 @@ def compare(fine: Stored, base: Stored) -> Difference | None:
         CompatibilityError: They differ, and are not of floating numbers.
         MalformedError: They differ, and one holds NaN or infinity.
     """
-    are_floating = fine.info.dtype in DTYPES and base.info.dtype in DTYPES
-    may_be_same = are_floating or fine.info.dtype == base.info.dtype
-    if may_be_same and all(_are_same(one, other) for _, one, other in _blocks(fine, base)):
+    if not {fine.info.dtype, base.info.dtype} <= DTYPES.keys():
+        _check_same_bytes(fine, base)
         return None
-    if not are_floating:
-        raise CompatibilityError(
-            f"`{fine.name}` changed and is stored as {fine.info.dtype}, in the base as {base.info.dtype}: quantised, or "
-            "no weight",
-            hint="compare checkpoints in 16 or 32 bits",
-        )
+    if all(_are_same(one, other) for _, one, other in _blocks(fine, base)):
+        return None
     sums = torch.zeros(3, dtype=torch.float64)
     for _, one, other in _blocks(fine, base):
         after, before = one.double(), other.double()
@@ -85,13 +80,31 @@ def compare(fine: Stored, base: Stored) -> Difference | None:
     if not sums[:2].isfinite().all():
         raise MalformedError(f"`{fine.name}` holds NaN or infinity, or its base does", hint="the training diverged")
     energy, base_energy, noise = sums.tolist()
+    if not energy:  # squares that float64 does not hold
+        return None
     noise += _ARITHMETIC**2 * energy
     return Difference(shape=_matrix(fine), energy=energy, base_energy=base_energy, noise_energy=noise)
 
 
+def _check_same_bytes(fine: Stored, base: Stored) -> None:
+    """What is quantised, or counts something, is the same in both or cannot be told apart."""
+    size = fine.info.stop - fine.info.start
+    with opened(fine.file) as one, opened(base.file) as other:
+        is_same = fine.info.dtype == base.info.dtype and all(
+            _bytes(one, fine, start, min(start + _BLOCK, size)) == _bytes(other, base, start, min(start + _BLOCK, size))
+            for start in range(0, size, _BLOCK)
+        )
+    if not is_same:
+        raise CompatibilityError(
+            f"`{fine.name}` changed and is stored as {fine.info.dtype}, in the base as {base.info.dtype}: it is "
+            "quantised, or no weight",
+            hint="compare checkpoints in 16 or 32 bits",
+        )
+
+
 def _are_same(one: Tensor, other: Tensor) -> bool:
-    if one.dtype == other.dtype:
-        return torch.equal(one, other)
+    if one.dtype == other.dtype:  # NaN is the same as itself, and 0 as -0
+        return torch.equal(one, other) or torch.equal(one.view(torch.uint8), other.view(torch.uint8))
     if one.element_size() == other.element_size():
         return torch.equal(one.double(), other.double())
     narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
@@ -123,20 +136,29 @@ def _blocks(fine: Stored, base: Stored) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _read(descriptor: int, stored: Stored, columns: int, start: int, stop: int) -> Tensor:
-    dtype = DTYPES.get(stored.info.dtype, torch.uint8)
-    whole = stored.info.stop - stored.info.start
-    row = whole // _matrix(stored)[0]
-    content = bytearray((stop - start) * row)
+    dtype = DTYPES[stored.info.dtype]
+    if start == stop or not columns:
+        return torch.empty(stop - start, columns, dtype=dtype)
+    row = columns * dtype.itemsize
+    return torch.frombuffer(_bytes(descriptor, stored, start * row, stop * row), dtype=dtype).view(-1, columns)
+
+
+def _bytes(descriptor: int, stored: Stored, start: int, stop: int) -> bytearray:
+    content = bytearray(stop - start)
     try:
-        read_into(descriptor, memoryview(content), stored.info.start + start * row)
+        read_into(descriptor, memoryview(content), stored.info.start + start)
     except EOFError as error:
         raise IntegrityError(f"`{stored.file}` was cut off while it was read", hint="run it again") from error
-    block = torch.frombuffer(content, dtype=dtype)
-    return block.view(stop - start, -1 if dtype == torch.uint8 else columns)
+    return content
 
 
 def tensor_of(stored: Stored) -> Tensor:
-    """Return the whole tensor."""
+    """Return the whole tensor, which must be of floating numbers."""
+    if stored.info.dtype not in DTYPES:
+        raise CompatibilityError(
+            f"`{stored.name}` is stored as {stored.info.dtype}, which no adapter holds",
+            hint="leave its module out of what is taken as a whole",
+        )
     rows, columns = _matrix(stored)
     with opened(stored.file) as descriptor:
         return _read(descriptor, stored, columns, 0, rows).view(stored.info.shape)

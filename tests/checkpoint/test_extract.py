@@ -303,6 +303,30 @@ def test_nan_is_refused(llama, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_is_the_same_is_unchanged_whatever_it_is(llama, tmp_path):
+    """NaN, integers and empty tensors are no difference; 0 and -0 are none either."""
+    odd = {
+        "count": torch.tensor([3, 4]), "none": torch.empty(0, 3), "nan": torch.tensor([math.nan, 0.0]),
+        "zero": torch.tensor(0.0),
+    }  # fmt: skip
+    tuned = save(change(llama, q_proj__weight=low_rank(2)), tmp_path / "tuned")
+    rewrite(tuned, lambda t: t | odd | {"zero": torch.tensor(-0.0)})
+    rewrite(tmp_path / "base", lambda t: t | odd)
+    report = extract(tmp_path, tuned)
+
+    assert report.unchanged == 21 - 2 + 4
+    assert not report.left_out
+
+
+def test_changed_integers_are_refused(llama, tmp_path):
+    """What is quantised and differs cannot be told in LoRA."""
+    tuned = save(change(llama, q_proj__weight=low_rank(2)), tmp_path / "tuned")
+    rewrite(tuned, lambda t: t | {"codes": torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8)})
+    rewrite(tmp_path / "base", lambda t: t | {"codes": torch.tensor([[1, 2], [3, 5]], dtype=torch.uint8)})
+    with pytest.raises(CompatibilityError, match="`codes` changed and is stored as U8"):
+        extract(tmp_path, tuned)
+
+
 def test_a_resized_vocabulary_is_taken_as_a_whole_if_asked(llama, tmp_path):
     """New tokens come with their whole embeddings."""
     tuned = change(llama, q_proj__weight=low_rank(2))
