@@ -102,7 +102,6 @@ STRANGERS = [
     ("lora_hub.patch", "lora_hub.checkpoint"),
     ("lora_hub.composing", "lora_hub.checkpoint"),
     ("lora_hub.searching", "lora_hub.registry"),
-    ("lora_hub.searching", "lora_hub.composing"),
     ("lora_hub.searching", "lora_hub.checkpoint"),
 ]
 

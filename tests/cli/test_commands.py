@@ -26,6 +26,7 @@ COMMANDS = [
     ["plugins"],
     ["schema"],
     ["demo"],
+    ["extract"],
 ]
 
 
