@@ -18,6 +18,12 @@ ALGORITHM = "Cobyla"
 Proposals = Generator[tuple[float, ...], float, None]
 
 
+def check_installed() -> None:
+    """Raise `MissingExtraError` if nevergrad is not installed."""
+    with _in_silence(), needs_nevergrad("searching weights"):
+        import nevergrad  # noqa: F401
+
+
 def proposals(start: Sequence[float], *, bound: float, budget: int, seed: int) -> Proposals:
     """Yield *budget* times the weights to try next; send what their loss is, a finite number.
 
@@ -26,13 +32,10 @@ def proposals(start: Sequence[float], *, bound: float, budget: int, seed: int) -
         bound: The largest absolute value of a weight.
         budget: How many are tried.
         seed: Of what the optimiser draws at random, if it does.
-
-    Raises:
-        MissingExtraError: nevergrad is not installed.
     """
     with _in_silence():
-        with needs_nevergrad("searching weights"):
-            import nevergrad
+        import nevergrad
+
         space = nevergrad.p.Array(init=list(start), lower=-bound, upper=bound)
         space.random_state.seed(seed)
         optimiser = nevergrad.optimizers.registry[ALGORITHM](parametrization=space, budget=budget)

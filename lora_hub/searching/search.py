@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_hub.errors import CompatibilityError, UsageError
-from lora_hub.searching.optimiser import proposals
+from lora_hub.searching.optimiser import check_installed, proposals
 from lora_hub.searching.result import EQUAL, FOUND, NONE, Measured, SearchResult, Step, alone
 
 BOUND = 1.5  # of a weight
@@ -62,13 +62,13 @@ def search_by_objective(
     """
     _check(names, budget)
     recorder = _Recorder(objective, tuple(names), penalty)
+    check_installed()  # before anything has been waited for
     references = _references(recorder.names)
-    # The optimiser comes first, so that where it is missing, nothing has been waited for.
-    with closing(proposals(references[EQUAL], bound=BOUND, budget=budget, seed=seed)) as proposed:
+    shown = iter(progress(range(len(references) + budget), "Searching"))
+    for (point, reference), _ in zip(references.items(), shown, strict=False):
+        recorder.try_(point, reference)
+    with closing(proposals(recorder.start(), bound=BOUND, budget=budget, seed=seed)) as proposed:
         weights = next(proposed)
-        shown = iter(progress(range(len(references) + budget), "Searching"))
-        for (point, reference), _ in zip(references.items(), shown, strict=False):
-            recorder.try_(point, reference)
         for number, _ in enumerate(shown, start=1):
             loss = recorder.try_(f"step {number}", weights)
             weights = proposed.send(loss) if number < budget else weights
@@ -131,6 +131,12 @@ class _Recorder:
     def _worst(self) -> float:
         """Of the same size as the others: a huge number would blind whoever fits a model to the losses."""
         return max((step.objective for step in self.trace if step.is_finite), default=0.0) + 1.0
+
+    def start(self) -> tuple[float, ...]:
+        """Return equal weights; where they have no loss the best of what was tried, since from there no way is seen."""
+        finite = [step for step in self._mixtures() if step.is_finite]
+        chosen = self.trace[0] if self.trace[0] in finite or not finite else min(finite, key=lambda s: s.objective)
+        return tuple(chosen.weights.values())
 
     def best(self) -> Step:
         """Return the best mixture, the first of several; no adapter at all is none."""

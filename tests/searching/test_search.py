@@ -128,6 +128,18 @@ def test_a_mixture_without_a_loss_is_never_chosen(broken):
     assert found.to_document()["trace"][0]["loss"] is None
 
 
+def test_where_equal_weights_have_no_loss_the_search_starts_elsewhere():
+    """Where nothing around the start has a loss no way out is seen; so it starts at the best adapter alone."""
+
+    def objective(weights):
+        return math.nan if weights["one"] > 0.2 else bowl({"one": -0.3, "two": 0.4})(weights)
+
+    found = lora_hub.search_by_objective(objective, ("one", "two"), budget=40)
+
+    assert found.trace[4].weights == {"one": 0.0, "two": 1.0}
+    assert found.weights == pytest.approx({"one": -0.3, "two": 0.4}, abs=0.1)
+
+
 def test_no_loss_at_all_is_an_error():
     """If no mixture has a loss, it says so, and what the bare base gives."""
     with pytest.raises(CompatibilityError, match=r"none of .* has a finite loss") as error:
