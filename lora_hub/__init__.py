@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_hub.architecture import Architecture, Projection
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.hookspecs import hookimpl
+    from lora_hub.inspection import inspect_adapters
     from lora_hub.patch.applied_adapter import AppliedAdapter
     from lora_hub.patch.on_model import adapters, adapters_in_state_dict
     from lora_hub.patch.residency import limit_memory
@@ -43,6 +44,7 @@ _HOMES = {
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
     "hookimpl": "lora_hub.hookspecs",
+    "inspect_adapters": "lora_hub.inspection",
     "limit_memory": "lora_hub.patch.residency",
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
@@ -68,6 +70,7 @@ __all__ = [
     "apply_adapter",
     "errors",
     "hookimpl",
+    "inspect_adapters",
     "limit_memory",
     "pull",
     "push",

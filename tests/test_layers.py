@@ -19,8 +19,8 @@ LAYERS = [
     ["lora_hub.files"],
     ["lora_hub.locked", "lora_hub.adapter_directory", "lora_hub.adapter_files", "lora_hub.tensors"],
     ["lora_hub.signing"],
-    ["lora_hub.registry", "lora_hub.patch", "lora_hub.compose", "lora_hub.checkpoint"],
-    ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer"],
+    ["lora_hub.registry", "lora_hub.patch", "lora_hub.compose", "lora_hub.checkpoint", "lora_hub.inspecting"],
+    ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer", "lora_hub.inspection"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
     ["lora_hub.cli"],
@@ -66,6 +66,8 @@ FORBIDDEN = {
     "lora_hub.cli": TORCH | NETWORK | {"pickle"},
     "lora_hub.patch": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.compose": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.inspecting": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.inspection": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.checkpoint": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
     "lora_hub.look": TORCH | NETWORK | {"click", "pickle"},
@@ -88,6 +90,9 @@ STRANGERS = [
     ("lora_hub.compose", "lora_hub.patch"),
     ("lora_hub.patch", "lora_hub.compose"),
     ("lora_hub.registry", "lora_hub.compose"),
+    ("lora_hub.compose", "lora_hub.inspecting"),
+    ("lora_hub.inspecting", "lora_hub.registry"),
+    ("lora_hub.inspecting", "lora_hub.patch"),
 ]
 
 

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from lora_hub import __version__
-from lora_hub.cli import cache, demo, keys, look, plugins, schema, signatures, transfer, trust
+from lora_hub.cli import cache, demo, inspect, keys, look, plugins, schema, signatures, transfer, trust
 from lora_hub.cli.output import shown
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
@@ -35,6 +35,7 @@ def cli() -> None:
 for command in (
     *transfer.COMMANDS,
     *look.COMMANDS,
+    inspect.inspect,
     *signatures.COMMANDS,
     keys.key,
     trust.trust,

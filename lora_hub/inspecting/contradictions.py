@@ -1,0 +1,77 @@
+"""Charts of sign conflict and interference from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
+from xml.etree.ElementTree import Element
+
+from lora_hub.inspecting.axes import Axis, Frame
+from lora_hub.inspecting.findings import SharedModule, share
+from lora_hub.inspecting.layers import Place, by_place, labels
+from lora_hub.inspecting.lines import COLOURS, Line, draw_lines, level
+from lora_hub.inspecting.markup import figure_of, percent
+
+
+class Layers(NamedTuple):
+    """Modules that several adapters change, where they stand: by projection and layer."""
+
+    numbers: list[int]
+    labels: dict[str, str]  # of the projections
+    places: dict[Place, list[SharedModule]]
+
+    @classmethod
+    def of(cls, shared: Sequence[SharedModule], limit: int) -> Self:
+        """Return those of *shared* that are in a layer, the first *limit* of these."""
+        places = by_place({module.path: module for module in shared})
+        numbers = sorted({place.layer for place in places if place.layer is not None})
+        kinds = labels({place.kind for place in places if place.layer is not None})
+        return cls(numbers[:limit], dict(list(kinds.items())[:COLOURS]), places)
+
+    def lines(
+        self, measure: Callable[[Sequence[SharedModule]], float | None], spell: Callable[[float], str]
+    ) -> list[Line]:
+        """Return a line for each projection: *measure* of its modules in each layer, in words as *spell* has them."""
+        lines = []
+        for kind, label in self.labels.items():
+            found = {n: measure(self.places[Place(n, kind)]) for n in self.numbers if Place(n, kind) in self.places}
+            points = [(float(n), y, f"layer {n}, {label}: {spell(y)}") for n, y in found.items() if y is not None]
+            lines.append(Line(label, points))
+        return lines
+
+    @property
+    def axis(self) -> Axis:
+        """The layers, from the first to the last."""
+        return Axis.counting("layer", self.numbers[0], self.numbers[-1])
+
+
+def conflict_by_layer(layers: Layers) -> Element:
+    """Return in which share of the entries the signs of the adapters contradict each other, layer by layer."""
+    lines = layers.lines(_conflict, percent)
+    counts = {len(module.adapters) for modules in layers.places.values() for module in modules}
+    chance = 1 - 0.5 ** (max(counts) - 1)
+    highest = max((y for line in lines for _, y, _ in line.points), default=0.0)
+    frame = Frame(x=layers.axis, y=Axis.shares("entries in conflict", max(highest, chance)))
+    says = "Share of the entries in which the signs of the adapters contradict each other, by layer and projection."
+    # Where modules are shared by different numbers of adapters, there is no one chance.
+    known = level(frame, chance, f"chance {percent(chance)}") if len(counts) == 1 else ()
+    return frame.draw(says, *known, *draw_lines(frame, lines))
+
+
+def interference_by_layer(layers: Layers) -> Element:
+    """Return the energy of the sum over the sum of the energies, layer by layer."""
+    lines = layers.lines(_interference, figure_of)
+    highest = max((y for line in lines for _, y, _ in line.points), default=0.0)
+    frame = Frame(x=layers.axis, y=Axis.from_zero("sum / parts", max(highest, 1.5)))
+    says = "Interference by layer and projection: 1 where adapters are orthogonal, less where they cancel."
+    return frame.draw(says, *level(frame, 1, "orthogonal"), *draw_lines(frame, lines))
+
+
+def _conflict(modules: Sequence[SharedModule]) -> float | None:
+    conflicts = [module.conflict for module in modules]
+    return share(sum(one.conflicting for one in conflicts), sum(one.contested for one in conflicts))
+
+
+def _interference(modules: Sequence[SharedModule]) -> float | None:
+    found = [module.interference for module in modules if module.interference is not None]
+    return sum(found) / len(found) if found else None
