@@ -31,7 +31,7 @@ class Axis:
     @classmethod
     def counting(cls, title: str, low: int, high: int) -> Self:
         """Return an axis of whole numbers."""
-        step = next(s for s in _steps() if (high - low) / s <= _MAX_TICKS)
+        step = next(s for s in steps() if (high - low) / s <= _MAX_TICKS)
         numbers = [low, *(n for n in range(0, high + 1, step) if n - low >= step / 2)]
         # Half a step of air, so that a single number lies in the middle.
         return cls(title=title, low=low - 0.5, high=high + 0.5, ticks=tuple((n, f"{n}") for n in numbers))
@@ -59,7 +59,8 @@ class Axis:
         return cls(title=title, low=first, high=1, ticks=tuple((mark, f"{mark:g}") for mark in inside), is_log=True)
 
 
-def _steps() -> Iterator[int]:
+def steps() -> Iterator[int]:
+    """Yield 1, 2, 5, 10, 20, …: what people count in."""
     return (digit * 10**n for n in range(9) for digit in (1, 2, 5))
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from lora_hub.inspecting.axes import svg, thinned
+from lora_hub.inspecting.axes import steps, svg
 from lora_hub.inspecting.findings import AdapterDeltas
 from lora_hub.inspecting.layers import Place
 from lora_hub.inspecting.markup import elided, figure_of, percent, tag
@@ -18,6 +18,7 @@ _ROW, _TOP = 24, 6  # pixels
 _WIDE, _NARROW = 1040, 480
 MAX_NARROW = 32  # layers of a heat map that has another one beside it
 _NAME = 22  # characters
+_TEXT = 24  # pixels from one number of a layer to the next
 
 
 def step(value: float, high: float) -> int:
@@ -85,7 +86,7 @@ def _gap(box: tuple[float, float, float, float]) -> Element:
 
 
 def _layer_labels(layers: Sequence[int | None], left: float, width: float, floor: float) -> Iterator[Element]:
-    for column in thinned(len(layers), max(2, int(len(layers) * width / 30))):
+    for column in range(0, len(layers), next(s for s in steps() if s * width >= _TEXT)):
         text = "none" if layers[column] is None else f"{layers[column]}"
         yield tag("text", text, x=left + (column + 0.5) * width, y=floor + 14, class_="tick mid")
     yield tag("text", "layer", x=left + len(layers) * width / 2, y=floor + 32, class_="title mid")
@@ -105,7 +106,7 @@ def matrix(
 ) -> Element:
     """Return one cell for every two of *adapters*: *value* of row and column; cosines may be negative, shares not."""
     count = len(adapters)
-    names = [f"{row + 1}  {elided(adapter.name, _NAME - 4)}" for row, adapter in enumerate(adapters)]
+    names = [f"{row + 1} · {elided(adapter.name, _NAME - 5)}" for row, adapter in enumerate(adapters)]
     left, width = _margin(names), 56.0 if count <= MAX_NUMBERED else 26.0
     content: list[Element] = []
     for row, adapter in enumerate(adapters):
@@ -113,7 +114,7 @@ def matrix(
         content.append(_row_label(adapter.name, names[row], (left, y + 20)))
         content.append(tag("text", f"{row + 1}", x=left + (row + 0.5) * width, y=14, class_="tick mid"))
         for column in range(count):
-            found = value(row, column)
+            found = round(value(row, column), 3) + 0.0 if not is_share else value(row, column)
             text = percent(found) if is_share else f"{found:.3f}".replace("-", "\u2212")
             says = f"{adapter.name} and {adapters[column].name}: {text}"
             content += _matrix_cell((left + column * width, y, width - 3, 31.0), found, says, text, count)

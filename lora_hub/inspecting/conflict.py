@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lora_hub.compose.factors import EPSILON, Factors
 from lora_hub.inspecting.findings import SignConflict
@@ -19,17 +21,24 @@ def sign_conflict(deltas: Sequence[Factors], path: str) -> SignConflict:
     """Return where the signs of *deltas* of the module at *path* contradict each other, ``[out, in]`` each."""
     out_features, in_features = deltas[0].shape
     rows = sampled_rows(out_features, in_features, path)
-    entries = torch.stack([_entries(delta, rows) for delta in deltas])  # [adapters, rows, in]
-    is_up, is_down = entries > 0, entries < 0
-    contested = (is_up | is_down).sum(dim=0) > 1
-    mass, left = entries.abs().sum().item(), entries.sum(dim=0).abs().sum().item()
+    # One at a time, since all of them at once would be read from memory again and again.
+    high, low, total = (torch.zeros(len(rows), in_features, dtype=torch.float64) for _ in range(3))
+    changed = torch.zeros(len(rows), in_features, dtype=torch.int16)
+    mass = 0.0
+    for delta in deltas:
+        entries = _entries(delta, rows)
+        torch.maximum(high, entries, out=high)
+        torch.minimum(low, entries, out=low)
+        total += entries
+        changed += entries != 0
+        mass += entries.abs().sum().item()
     return SignConflict(
         rows=len(rows),
         of=out_features,
-        contested=int(contested.sum()),
-        conflicting=int((is_up.any(dim=0) & is_down.any(dim=0)).sum()),
+        contested=int((changed > 1).sum()),
+        conflicting=int(((high > 0) & (low < 0)).sum()),
         mass=mass,
-        lost=max(0.0, mass - left) / 2,  # what opposes the sum makes it smaller twice
+        lost=max(0.0, mass - total.abs().sum().item()) / 2,  # what opposes the sum makes it smaller twice
     )
 
 
@@ -42,12 +51,12 @@ def sampled_rows(out_features: int, in_features: int, path: str) -> list[int]:
     if count >= out_features:
         return list(range(out_features))
     draw = random.Random(path)  # noqa: S311 - a sample, no secret
-    return [int((position + draw.random()) * out_features / count) for position in range(count)]
+    bounds = [position * out_features // count for position in range(count + 1)]
+    return [start + int(draw.random() * (stop - start)) for start, stop in pairwise(bounds)]
 
 
 def _entries(delta: Factors, rows: list[int]) -> Tensor:
     """Return the *rows* of ``B @ A``; what is only rounding is zero, and has no sign."""
-    entries = delta.B[rows] @ delta.A
+    entries = delta.B[rows] @ delta.A  # [rows, r] @ [r, in]
     sizes = torch.linalg.vector_norm(delta.B, dim=0) * torch.linalg.vector_norm(delta.A, dim=1)
-    entries[entries.abs() <= delta.r * EPSILON * sizes.max()] = 0
-    return entries
+    return F.hardshrink(entries, delta.r * EPSILON * sizes.max().item())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from lora_hub.documents.module_names import names_of
+from lora_hub.inspecting.markup import elided
 
 T = TypeVar("T")
 
+_LABEL = 48  # characters
 _ORDER = ("q", "k", "v", "o", "gate", "up", "down")  # in which a layer uses them; others come after
 
 
@@ -57,7 +59,18 @@ def labels(kinds: Iterable[str]) -> dict[str, str]:
             owners[name] += 1
     # A whole path may be the ending of another one; it is its own label all the same.
     chosen = {kind: next((name for name in names if owners[name] == 1), kind) for kind, names in ends.items()}
-    return dict(sorted(chosen.items(), key=lambda item: (_position(item[1]), item[1], item[0])))
+    return _shortened(dict(sorted(chosen.items(), key=lambda item: (_position(item[1]), item[1], item[0]))))
+
+
+def _shortened(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return *labels* at a length that can be read; those that are alike then are counted."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for kind, label in labels.items():
+        short = elided(label, _LABEL)
+        seen[short] += 1
+        found[kind] = short if seen[short] == 1 else f"{short} ({seen[short]})"
+    return found
 
 
 def _position(label: str) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from xml.etree.ElementTree import Element, tostring
+from collections.abc import Iterator
+from html import escape
+from xml.etree.ElementTree import Element
 
 Child = Element | str | None
+
+_VOID = frozenset({"meta"})  # have no end
+_RAW = frozenset({"style"})  # know no escapes; what stands there is ours
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Element:
@@ -39,8 +44,24 @@ def _text(value: object) -> str:
 
 def serialise(document: Element) -> bytes:
     """Return a whole page; same tree, same bytes."""
-    text: str = tostring(document, encoding="unicode", method="html")
-    return f"<!DOCTYPE html>\n{text}\n".encode()
+    return f"<!DOCTYPE html>\n{''.join(_written(document))}\n".encode()
+
+
+def _written(element: Element) -> Iterator[str]:
+    """Yield *element* as HTML that is also XML, but for `_VOID` and `_RAW`.
+
+    The serialiser of the standard library leaves ``<`` in attributes, which only HTML allows.
+    """
+    attributes = "".join(f' {name}="{escape(value)}"' for name, value in element.attrib.items())
+    yield f"<{element.tag}{attributes}>"
+    if element.tag in _VOID:
+        return
+    text = element.text or ""
+    yield text if element.tag in _RAW else escape(text)
+    for child in element:
+        yield from _written(child)
+        yield escape(child.tail or "")
+    yield f"</{element.tag}>"
 
 
 def figure_of(value: float) -> str:

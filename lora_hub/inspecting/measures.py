@@ -6,6 +6,7 @@ at most, R the sum of their ranks, and have the same singular values, inner prod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -61,7 +62,8 @@ def _numerical(whole: Svd, delta: Factors) -> Svd:
 
 def dead_ranks(delta: Factors) -> int:
     """Return how many columns of B, or the rows of A that belong to them, are zero."""
-    return int((~delta.B.any(dim=0) | ~delta.A.any(dim=1)).sum())
+    B, A = (torch.linalg.vector_norm(side, ord=math.inf, dim=dim) for side, dim in ((delta.B, 0), (delta.A, 1)))
+    return int(((B == 0) | (A == 0)).sum())
 
 
 def pairs(found: Sequence[Svd], positions: Sequence[int], shape: tuple[int, int]) -> tuple[Pair, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from lora_hub.inspecting import tables
@@ -11,25 +12,27 @@ from lora_hub.inspecting.contradictions import Layers, conflict_by_layer, interf
 from lora_hub.inspecting.findings import AdapterDeltas, Inspection, Overlap, Pair
 from lora_hub.inspecting.layers import Place, by_place, labels
 from lora_hub.inspecting.lines import key_of
-from lora_hub.inspecting.markup import Child, figure_of, percent, serialise, tag
+from lora_hub.inspecting.markup import Child, elided, figure_of, percent, serialise, tag
 from lora_hub.inspecting.remarks import remarks
 from lora_hub.inspecting.spectra import retained_energy, spectra
 from lora_hub.inspecting.style import STYLE
 
 # What bounds the page, whatever the adapters are; the JSON has everything.
-MAX_DRAWN = 8  # adapters that are drawn one by one
+MAX_DRAWN = 6  # adapters that are drawn one by one
 MAX_COMPARED = 24  # in one matrix
 MAX_LAYERS = 128
 MAX_KINDS = 20  # projections
 MAX_ROWS = 64  # modules of one adapter
 MAX_REMARKS = 24
 MAX_PAIRS = 24
+_NAME = 64  # characters
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def page(inspection: Inspection) -> bytes:
     """Return *inspection* as HTML; same inspection, same bytes."""
+    inspection = _with_short_names(inspection)
     title = _title(inspection)
     head = tag(
         "head",
@@ -42,6 +45,11 @@ def page(inspection: Inspection) -> bytes:
     main = tag("main", *_overview(inspection, title), *_deltas(inspection), *_spectra(inspection))
     main.extend([*_between(inspection), *_by_layer(inspection), *_numbers(inspection), _footer()])
     return serialise(tag("html", head, tag("body", main), lang="en"))
+
+
+def _with_short_names(inspection: Inspection) -> Inspection:
+    adapters = (replace(adapter, name=elided(adapter.name, _NAME)) for adapter in inspection.adapters)
+    return replace(inspection, adapters=tuple(adapters))
 
 
 def _title(inspection: Inspection) -> str:
@@ -65,23 +73,23 @@ def _overview(inspection: Inspection, title: str) -> Iterator[Element]:
     )
     table = _table(tables.adapters(_first(inspection, MAX_COMPARED)))
     yield tag("figure", table, tag("figcaption", note))
-    yield from _left_out(len(inspection.adapters), MAX_COMPARED, "adapters")
+    yield from _left_out(len(inspection.adapters), MAX_COMPARED, "adapter")
     found = remarks(inspection)
     yield tag("h2", "What stands out")
     items = [tag("li", remark) for remark in found[:MAX_REMARKS]] or [tag("li", "Nothing: no rank is wasted.")]
-    yield tag("div", tag("ul", *items, class_="remarks"), class_="card")
-    yield from _left_out(len(found), MAX_REMARKS, "remarks")
+    yield tag("div", tag("ul", *items, class_="remark"), class_="card")
+    yield from _left_out(len(found), MAX_REMARKS, "remark")
 
 
 def _first(inspection: Inspection, count: int) -> Inspection:
     return Inspection(adapters=inspection.adapters[:count])
 
 
-def _left_out(count: int, limit: int, what: str) -> Iterator[Element]:
+def _left_out(count: int, limit: int, what: str, which: str = "") -> Iterator[Element]:
+    """Say how many of *count* things are more than the *limit*, and *which* these are."""
     if count > limit:
-        yield tag(
-            "p", f"{count - limit:,} more {what} are left out here; ", tag("code", "--json"), " has all.", class_="soft"
-        )
+        more = f"1 more {what}{which} is" if count == limit + 1 else f"{count - limit:,} more {what}s{which} are"
+        yield tag("p", f"{more} left out here; ", tag("code", "--json"), " has all.", class_="soft")
 
 
 def _table(table: tables.Table, caption: str | None = None) -> Element:
@@ -116,9 +124,9 @@ def _deltas(inspection: Inspection) -> Iterator[Element]:
         for adapter, places in zip(drawn, cells, strict=True)
     ]
     yield tag("div", *maps, class_="pair" if len(layers) <= MAX_NARROW else None)
-    yield from _left_out(len(inspection.adapters), MAX_DRAWN, "adapters")
-    yield from _left_out(len({Place.of(path).kind for path in paths}), MAX_KINDS, "projections")
-    yield from _left_out(len({Place.of(path).layer for path in paths}), MAX_LAYERS, "layers")
+    yield from _left_out(len(inspection.adapters), MAX_DRAWN, "adapter")
+    yield from _left_out(len({Place.of(path).kind for path in paths}), MAX_KINDS, "projection")
+    yield from _left_out(len({Place.of(path).layer for path in paths}), MAX_LAYERS, "layer")
 
 
 def _plotted(paths: Mapping[str, object]) -> tuple[dict[str, str], list[int | None]]:
@@ -141,7 +149,7 @@ def _spectra(inspection: Inspection) -> Iterator[Element]:
     energy = _figure("Energy kept by a truncation", retained_energy(drawn), key_of([one.name for one in drawn]))
     figures = (_figure(adapter.name, chart, key) for adapter, chart, key in spectra(drawn))
     yield tag("div", energy, *figures, class_="pair")
-    yield from _left_out(len(inspection.adapters), MAX_DRAWN, "adapters")
+    yield from _left_out(len(inspection.adapters), MAX_DRAWN, "adapter")
 
 
 def _between(inspection: Inspection) -> Iterator[Element]:
@@ -158,7 +166,7 @@ def _between(inspection: Inspection) -> Iterator[Element]:
         *(_energies(shown, pairs, side) for side in ("outputs", "inputs")),
     ]
     yield tag("div", *drawings, class_="pair three" if len(shown) <= MAX_NARROW_MATRIX else "pair")
-    yield from _left_out(len(inspection.adapters), MAX_COMPARED, "adapters")
+    yield from _left_out(len(inspection.adapters), MAX_COMPARED, "adapter")
 
 
 def _of(pairs: Mapping[tuple[int, int], Pair], measure: Callable[[Pair, bool], float]) -> Callable[[int, int], float]:
@@ -231,20 +239,19 @@ def _by_layer(inspection: Inspection) -> Iterator[Element]:
         _figure("Interference by layer", interference_by_layer(layers), key_of(key)),
         class_="pair",
     )
-    yield from _left_out(len({Place.of(module.path).layer for module in shared} - {None}), MAX_LAYERS, "layers")
+    yield from _left_out(len({Place.of(module.path).layer for module in shared} - {None}), MAX_LAYERS, "layer")
 
 
 def _numbers(inspection: Inspection) -> Iterator[Element]:
     yield tag("h2", "The numbers")
     for adapter in inspection.adapters[:MAX_DRAWN]:
-        tall = len(adapter.modules)
         yield tag(
             "details",
             tag("summary", adapter.name),
             tag("p", tag("code", adapter.digest), class_="soft"),
             tag("div", _table(tables.projections(adapter), "By projection"), class_="scroll"),
             tag("div", _table(tables.modules(adapter, MAX_ROWS), "By module"), class_="scroll"),
-            *_left_out(tall, MAX_ROWS, "modules, those that change least,"),
+            *_left_out(len(adapter.modules), MAX_ROWS, "module", ", of those that change least,"),
             class_="card",
         )
     if inspection.pairs:
@@ -252,9 +259,9 @@ def _numbers(inspection: Inspection) -> Iterator[Element]:
             "details",
             tag("summary", "Pairs and shared modules"),
             tag("div", _table(tables.pairs(inspection, MAX_PAIRS), "Every two adapters"), class_="scroll"),
-            *_left_out(len(inspection.pairs), MAX_PAIRS, "pairs, those that are least alike,"),
+            *_left_out(len(inspection.pairs), MAX_PAIRS, "pair", ", of those that are least alike,"),
             tag("div", _table(tables.shared(inspection, MAX_ROWS), "Modules that several adapt"), class_="scroll"),
-            *_left_out(len(inspection.shared), MAX_ROWS, "modules, those with least conflict,"),
+            *_left_out(len(inspection.shared), MAX_ROWS, "module", ", of those with least conflict,"),
             class_="card",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_hub.inspecting.findings import AdapterDeltas, Inspection, Pair
-from lora_hub.inspecting.markup import figure_of, percent
+from lora_hub.inspecting.markup import elided, figure_of, percent
 
 ALIKE = 0.4  # of a subspace, and well above chance: no accident
 FAR_ABOVE_CHANCE = 5  # times
@@ -30,7 +30,7 @@ def _of_adapter(adapter: AdapterDeltas) -> Iterator[str]:
         dead = f", {adapter.dead} of them zero in the file" if adapter.dead else ""
         yield f"{adapter.name}: {adapter.wasted:,} of {stored:,} stored ranks are wasted{dead}; `compose` drops them."
     if adapter.heads:
-        names = ", ".join(adapter.heads[:4]) + (", …" if len(adapter.heads) > 4 else "")  # noqa: PLR2004
+        names = ", ".join(elided(head, 60) for head in adapter.heads[:4]) + (", …" if len(adapter.heads) > 4 else "")  # noqa: PLR2004
         yield f"{adapter.name}: replaces {names}; what is replaced has no delta, and is not compared."
 
 

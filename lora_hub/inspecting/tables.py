@@ -7,10 +7,11 @@ from statistics import median
 
 from lora_hub.inspecting.findings import SHARES, AdapterDeltas, Inspection, ModuleDelta, Pair, SharedModule, rank_for
 from lora_hub.inspecting.layers import by_kind
-from lora_hub.inspecting.markup import figure_of, percent
+from lora_hub.inspecting.markup import elided, figure_of, percent
 
 Table = tuple[Sequence[str], list[list[str]]]  # the names of the columns, and the rows
 
+_PATH = 120  # characters
 _ENERGIES = "/".join(f"{100 * energy:g}" for energy in SHARES)
 
 
@@ -108,7 +109,7 @@ def modules(adapter: AdapterDeltas, limit: int) -> Table:
 
 def _module(module: ModuleDelta) -> list[str]:
     return [
-        module.path,
+        elided(module.path, _PATH),
         f"{module.out_features} x {module.in_features}",
         f"{module.r}",
         figure_of(module.norm),
@@ -140,7 +141,7 @@ def shared(inspection: Inspection, limit: int) -> Table:
 
 def _shared(module: SharedModule) -> list[str]:
     return [
-        module.path,
+        elided(module.path, _PATH),
         f"{len(module.adapters)}",
         "-" if module.interference is None else f"{module.interference:.3f}",
         percent(module.conflict.rate),
