@@ -12,6 +12,8 @@ from lora_hub.inspecting.layers import Place, by_place, labels
 from lora_hub.inspecting.lines import COLOURS, Line, draw_lines, level
 from lora_hub.inspecting.markup import figure_of, percent
 
+MAX_TELLING = 4  # adapters, of whose entries some are not in conflict
+
 
 class Layers(NamedTuple):
     """Modules that several adapters change, where they stand: by projection and layer."""
@@ -45,17 +47,21 @@ class Layers(NamedTuple):
         return Axis.counting("layer", self.numbers[0], self.numbers[-1])
 
 
-def conflict_by_layer(layers: Layers) -> Element:
-    """Return in which share of the entries the signs of the adapters contradict each other, layer by layer."""
-    lines = layers.lines(_conflict, percent)
+def conflict_by_layer(layers: Layers) -> tuple[str, Element]:
+    """Return what is drawn, layer by layer, and its chart: how much the signs of the adapters contradict each other.
+
+    Of many adapters some two disagree about nearly every entry; how much of them an election loses still tells.
+    """
     counts = {len(module.adapters) for modules in layers.places.values() for module in modules}
-    chance = 1 - 0.5 ** (max(counts) - 1)
+    is_telling = max(counts) <= MAX_TELLING
+    what = "Sign conflict by layer" if is_telling else "Mass that an election of signs loses, by layer"
+    lines = layers.lines(_conflict if is_telling else _lost, percent)
+    chance = 1 - 0.5 ** (max(counts) - 1) if is_telling and len(counts) == 1 else 0.0
     highest = max((y for line in lines for _, y, _ in line.points), default=0.0)
-    frame = Frame(x=layers.axis, y=Axis.shares("entries in conflict", max(highest, chance)))
-    says = "Share of the entries in which the signs of the adapters contradict each other, by layer and projection."
-    # Where modules are shared by different numbers of adapters, there is no one chance.
-    known = level(frame, chance, f"chance {percent(chance)}") if len(counts) == 1 else ()
-    return frame.draw(says, *known, *draw_lines(frame, lines))
+    axis = Axis.shares("entries in conflict" if is_telling else "mass lost", max(highest, chance))
+    frame = Frame(x=layers.axis, y=axis)
+    known = level(frame, chance, f"chance {percent(chance)}") if chance else ()
+    return what, frame.draw(f"{what} and projection", *known, *draw_lines(frame, lines))
 
 
 def interference_by_layer(layers: Layers) -> Element:
@@ -70,6 +76,11 @@ def interference_by_layer(layers: Layers) -> Element:
 def _conflict(modules: Sequence[SharedModule]) -> float | None:
     conflicts = [module.conflict for module in modules]
     return share(sum(one.conflicting for one in conflicts), sum(one.contested for one in conflicts))
+
+
+def _lost(modules: Sequence[SharedModule]) -> float | None:
+    conflicts = [module.conflict for module in modules]
+    return share(sum(one.lost for one in conflicts), sum(one.mass for one in conflicts))
 
 
 def _interference(modules: Sequence[SharedModule]) -> float | None:

@@ -17,7 +17,7 @@ from lora_hub.compose.factors import Factors, Svd, numerical_rank, svd
 from lora_hub.errors import MalformedError
 from lora_hub.inspecting.findings import Overlap, Pair
 
-LARGEST = 1e100  # of a singular value: its square, and a sum of those, is still a number
+LARGEST = 1e100  # of a number: its square, and a sum of those, is still a number
 SMALLEST = 1e-100  # what is less is zero
 
 
@@ -48,9 +48,9 @@ def _triangle(columns: Tensor) -> Tensor:
 
 def _bounded(delta: Factors, path: str) -> Factors:
     """LAPACK does not end well on infinities, and squares of what is larger are infinite."""
-    if not (delta.B @ delta.A).abs().max() < LARGEST:
+    if not all(part.abs().max() < LARGEST for part in (delta.B, delta.A, delta.B @ delta.A)):
         raise MalformedError(
-            f"the delta of `{path}` is not below {LARGEST:g}", hint="the training diverged: train again"
+            f"a number of the delta of `{path}` is not below {LARGEST:g}", hint="the training diverged: train again"
         )
     return delta
 

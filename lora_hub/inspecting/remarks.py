@@ -28,7 +28,10 @@ def _of_adapter(adapter: AdapterDeltas) -> Iterator[str]:
     if adapter.wasted:
         stored = sum(module.r for module in adapter.modules)
         dead = f", {adapter.dead} of them zero in the file" if adapter.dead else ""
-        yield f"{adapter.name}: {adapter.wasted:,} of {stored:,} stored ranks are wasted{dead}; `compose` drops them."
+        yield (
+            f"{adapter.name}: {adapter.wasted:,} of {stored:,} stored ranks are wasted{dead}; a lower rank would hold "
+            "the same."
+        )
     if adapter.heads:
         names = ", ".join(elided(head, 60) for head in adapter.heads[:4]) + (", …" if len(adapter.heads) > 4 else "")  # noqa: PLR2004
         yield f"{adapter.name}: replaces {names}; what is replaced has no delta, and is not compared."

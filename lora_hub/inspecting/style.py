@@ -63,8 +63,9 @@ table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:
 caption{text-align:left;padding:0 0 8px}
 th,td{padding:6px 12px 6px 0;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{font-weight:600;color:var(--soft);font-size:11.5px;letter-spacing:.03em}
-th.name,td.name{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:11em}
-tbody tr:last-child td{border-bottom:0}
+.name{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:11em}
+tbody .name{font-weight:400;font-size:inherit;letter-spacing:0;color:var(--ink)}
+tbody tr:last-child>*{border-bottom:0}
 details{margin-top:14px}
 summary{cursor:pointer;font-weight:600;font-size:14.5px;overflow-wrap:anywhere}
 details>.scroll{margin-top:12px}

@@ -147,12 +147,12 @@ def test_no_size_is_too_small_or_too_large(size):
     assert close(one.adapters[0].modules[0].effective_rank, other.adapters[0].modules[0].effective_rank)
 
 
-@pytest.mark.parametrize("size", [1e160, 1e300])
-def test_what_overflows_is_refused(size):
+@pytest.mark.parametrize(("size", "other_size"), [(1e60, 1e60), (1e160, 1e160), (1e300, 1e300), (1e300, 1e-300)])
+def test_what_overflows_is_refused(size, other_size):
     """Numbers whose product is no number any more are refused, not reported as infinite."""
     B, A = module()
     with pytest.raises(MalformedError) as caught:
-        inspect({PATH: (B * size, A * size)})
+        inspect({PATH: (B * size, A * other_size)})
 
     assert PATH in caught.value.message
 

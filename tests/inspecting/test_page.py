@@ -7,8 +7,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from inspected import QUERY, adapter, draw, inspect, module
 
-from lora_hub.inspecting import page as pages
+from lora_hub.inspecting import blocks
 from lora_hub.inspecting.analysis import analyse
+from lora_hub.inspecting.markup import figure_of
 from lora_hub.inspecting.page import page
 
 HOSTILE = "</style><script>alert(1)</script>\"'><img src=x onerror=y>&amp;"
@@ -110,7 +111,7 @@ def test_every_norm_is_in_a_heat_map(several, content):
     for one in several.adapters:
         for delta in one.modules:
             _, _, layer, _, name = delta.path.split(".")
-            assert f"layer {layer}, {name}: {pages.figure_of(delta.norm)}" in said
+            assert f"layer {layer}, {name}: {figure_of(delta.norm)}" in said
 
 
 def test_colours_follow_the_norms(several, content):
@@ -149,11 +150,11 @@ def test_points_lie_inside_of_their_pictures(content):
 
 
 def test_pictures_can_be_read_out(content):
-    """Every picture says what it shows, and every table has headed columns."""
+    """Every picture says what it shows, and every header of a table says whose it is."""
     reader = Reader(content)
 
     assert all(picture.get("role") == "img" and picture.get("aria-label") for picture in pictures(content))
-    assert all(found.get("scope") == "col" for tag, found in reader.elements if tag == "th")
+    assert all(found.get("scope") in {"col", "row"} for tag, found in reader.elements if tag == "th")
 
 
 def test_hostile_names_are_text():
@@ -199,15 +200,15 @@ def test_zero_and_lonely_modules_have_a_page():
 def test_the_page_of_a_large_adapter_is_bounded():
     """Layers, projections and adapters beyond what can be read are left out, and the page says how many."""
     small = draw(1, 1)
-    tall = {f"layers.{n}.q": (small, small) for n in range(pages.MAX_LAYERS + 72)}
-    wide = {f"layers.0.p{n}": (small, small) for n in range(pages.MAX_KINDS + 10)}
-    content = page(inspect({**tall, **wide}, *({QUERY.format(0): (small, small)} for _ in range(pages.MAX_COMPARED))))
+    tall = {f"layers.{n}.q": (small, small) for n in range(blocks.MAX_LAYERS + 72)}
+    wide = {f"layers.0.p{n}": (small, small) for n in range(blocks.MAX_KINDS + 10)}
+    content = page(inspect({**tall, **wide}, *({QUERY.format(0): (small, small)} for _ in range(blocks.MAX_COMPARED))))
     text = Reader(content).text()
 
     assert len(content) < 2_000_000
     assert "72 more layers are left out here" in text
     assert "12 more projections are left out here" in text  # q of the tall one and of the others
-    assert f"{pages.MAX_COMPARED + 1 - pages.MAX_DRAWN} more adapters are left out here" in text
+    assert f"{blocks.MAX_COMPARED + 1 - blocks.MAX_DRAWN} more adapters are left out here" in text
     assert "1 more adapter is left out here" in text
 
 
