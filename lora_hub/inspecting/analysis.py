@@ -10,18 +10,9 @@ from typing import Any
 from lora_hub.compose.inputs import Input, modules_of
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.inspecting.conflict import sign_conflict
-from lora_hub.inspecting.findings import (
-    COPY,
-    AdapterDeltas,
-    Inspection,
-    ModuleDelta,
-    Overlap,
-    Pair,
-    SharedModule,
-    SignConflict,
-    share,
-)
+from lora_hub.inspecting.findings import AdapterDeltas, Inspection, ModuleDelta
 from lora_hub.inspecting.measures import dead_ranks, pairs, spectra
+from lora_hub.inspecting.relations import COPY, Overlap, Pair, SharedModule, SignConflict, share
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 Deltas = dict[int, ModuleDelta]  # of one module, by the position of the adapter

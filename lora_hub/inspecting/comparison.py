@@ -8,10 +8,11 @@ from xml.etree.ElementTree import Element
 from lora_hub.inspecting.blocks import MAX_COMPARED, MAX_LAYERS, figure, left_out
 from lora_hub.inspecting.cells import MAX_NARROW_MATRIX, matrix, scale
 from lora_hub.inspecting.contradictions import Layers, conflict_by_layer, interference_by_layer
-from lora_hub.inspecting.findings import AdapterDeltas, Inspection, Overlap, Pair
+from lora_hub.inspecting.findings import AdapterDeltas, Inspection
 from lora_hub.inspecting.layers import Place
 from lora_hub.inspecting.lines import key_of
 from lora_hub.inspecting.markup import percent, tag
+from lora_hub.inspecting.relations import Overlap, Pair
 
 
 def between(inspection: Inspection) -> Iterator[Element]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_hub.compose.factors import EPSILON, Factors
-from lora_hub.inspecting.findings import SignConflict
+from lora_hub.inspecting.relations import SignConflict
 
 ENTRIES = 2**18  # of a delta that are looked at; up to here all of them
 MIN_ROWS = 64

@@ -7,10 +7,10 @@ from typing import NamedTuple, Self
 from xml.etree.ElementTree import Element
 
 from lora_hub.inspecting.axes import Axis, Frame
-from lora_hub.inspecting.findings import SharedModule, share
 from lora_hub.inspecting.layers import Place, by_place, labels
 from lora_hub.inspecting.lines import COLOURS, Line, draw_lines, level
 from lora_hub.inspecting.markup import figure_of, percent
+from lora_hub.inspecting.relations import SharedModule, chance_of_conflict, share
 
 MAX_TELLING = 4  # adapters, of whose entries some are not in conflict
 
@@ -56,7 +56,7 @@ def conflict_by_layer(layers: Layers) -> tuple[str, Element]:
     is_telling = max(counts) <= MAX_TELLING
     what = "Sign conflict by layer" if is_telling else "Mass that an election of signs loses, by layer"
     lines = layers.lines(_conflict if is_telling else _lost, percent)
-    chance = 1 - 0.5 ** (max(counts) - 1) if is_telling and len(counts) == 1 else 0.0
+    chance = chance_of_conflict(max(counts)) if is_telling and len(counts) == 1 else 0.0
     highest = max((y for line in lines for _, y, _ in line.points), default=0.0)
     axis = Axis.shares("entries in conflict" if is_telling else "mass lost", max(highest, chance))
     frame = Frame(x=layers.axis, y=axis)

@@ -5,16 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora_hub.documents.fields import canonical_json
-from lora_hub.inspecting.findings import (
-    SHARES,
-    AdapterDeltas,
-    Inspection,
-    ModuleDelta,
-    Overlap,
-    Pair,
-    SharedModule,
-    SignConflict,
-)
+from lora_hub.inspecting.findings import SHARES, AdapterDeltas, Inspection, ModuleDelta
+from lora_hub.inspecting.relations import Overlap, Pair, SharedModule, SignConflict
 
 SCHEMA = "lora-hub/inspection/v1"
 DIGITS = 9  # more would differ between two libraries of linear algebra

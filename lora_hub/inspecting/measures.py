@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_hub.compose.factors import Factors, Svd, numerical_rank, svd
 from lora_hub.errors import MalformedError
-from lora_hub.inspecting.findings import Overlap, Pair
+from lora_hub.inspecting.relations import Overlap, Pair
 
 LARGEST = 1e100  # of a number: its square, and a sum of those, is still a number
 SMALLEST = 1e-100  # what is less is zero

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_hub.inspecting.findings import AdapterDeltas, Inspection, Pair
+from lora_hub.inspecting.findings import AdapterDeltas, Inspection
 from lora_hub.inspecting.markup import elided, figure_of, percent
+from lora_hub.inspecting.relations import Pair, chance_of_conflict
 
 ALIKE = 0.4  # of a subspace, and well above chance: no accident
 FAR_ABOVE_CHANCE = 5  # times
@@ -60,7 +61,9 @@ def _of_all(inspection: Inspection) -> Iterator[str]:
     conflict = inspection.conflict
     if conflict is not None and conflict.contested:
         looked = "all" if conflict.rows == conflict.of else f"{conflict.rows:,} of {conflict.of:,.0f}"
+        counts = {len(module.adapters) for module in inspection.shared}
+        chance = f" (chance: {percent(chance_of_conflict(counts.pop()))})" if len(counts) == 1 else ""
         yield (
-            f"Signs contradict each other in {percent(conflict.rate)} of the entries that several adapters change; an "
-            f"election of signs loses {percent(conflict.lost_share)} of their mass ({looked} rows looked at)."
+            f"Signs contradict each other in {percent(conflict.rate)} of the entries that several adapters "
+            f"change{chance}; an election of signs loses {percent(conflict.lost_share)} of their mass ({looked} rows looked at)."
         )

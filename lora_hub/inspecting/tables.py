@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from lora_hub.inspecting.findings import SHARES, AdapterDeltas, Inspection, ModuleDelta, Pair, SharedModule, rank_for
+from lora_hub.inspecting.findings import SHARES, AdapterDeltas, Inspection, ModuleDelta, rank_for
 from lora_hub.inspecting.layers import by_kind
 from lora_hub.inspecting.markup import elided, figure_of, percent
+from lora_hub.inspecting.relations import Pair, SharedModule
 
 Table = tuple[Sequence[str], list[list[str]]]  # the names of the columns, and the rows
 
@@ -92,7 +93,7 @@ def _pair(inspection: Inspection, pair: Pair) -> list[str]:
     return [
         f"{one} · {other}",
         f"{pair.modules:,}",
-        f"{pair.cosine:+.3f}",
+        f"{round(pair.cosine, 3) + 0.0:+.3f}",
         percent(pair.outputs.shared),
         percent(pair.outputs.chance),
         percent(pair.inputs.shared),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from inspected import QUERY, close, dense, dense_cosine, draw, inspect, module, spaces
 
 from lora_hub.errors import MalformedError
-from lora_hub.inspecting.findings import COPY
+from lora_hub.inspecting.relations import COPY
 
 PATH = QUERY.format(0)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
