@@ -65,5 +65,6 @@ def _of_all(inspection: Inspection) -> Iterator[str]:
         chance = f" (chance: {percent(chance_of_conflict(counts.pop()))})" if len(counts) == 1 else ""
         yield (
             f"Signs contradict each other in {percent(conflict.rate)} of the entries that several adapters "
-            f"change{chance}; an election of signs loses {percent(conflict.lost_share)} of their mass ({looked} rows looked at)."
+            f"change{chance}; an election of signs loses {percent(conflict.lost_share)} of their mass "
+            f"({looked} rows looked at)."
         )
