@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.extraction import extract_adapter
     from lora_hub.hookspecs import hookimpl
+    from lora_hub.inspection import inspect_adapters
     from lora_hub.merging import merge_checkpoint
     from lora_hub.patch.applied_adapter import AppliedAdapter
     from lora_hub.patch.on_model import adapters, adapters_in_state_dict
@@ -57,6 +58,7 @@ _HOMES = {
     "compose": "lora_hub.composition",
     "extract_adapter": "lora_hub.extraction",
     "hookimpl": "lora_hub.hookspecs",
+    "inspect_adapters": "lora_hub.inspection",
     "limit_memory": "lora_hub.patch.residency",
     "merge_checkpoint": "lora_hub.merging",
     "pull": "lora_hub.api",
@@ -94,6 +96,7 @@ __all__ = [
     "errors",
     "extract_adapter",
     "hookimpl",
+    "inspect_adapters",
     "limit_memory",
     "merge_checkpoint",
     "pull",

@@ -12,7 +12,21 @@ import click
 from click.shell_completion import shell_complete
 
 from lora_hub import __version__
-from lora_hub.cli import cache, compose, demo, extract, keys, look, merge, plugins, schema, signatures, transfer, trust
+from lora_hub.cli import (
+    cache,
+    compose,
+    demo,
+    extract,
+    inspect,
+    keys,
+    look,
+    merge,
+    plugins,
+    schema,
+    signatures,
+    transfer,
+    trust,
+)
 from lora_hub.cli.output import shown
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.files import machine_error
@@ -35,6 +49,7 @@ def cli() -> None:
 for command in (
     *transfer.COMMANDS,
     *look.COMMANDS,
+    inspect.inspect,
     *signatures.COMMANDS,
     compose.compose,
     merge.merge,
