@@ -89,7 +89,7 @@ class Report:
         return max((finding.severity for finding in self.findings), default=None)
 
     def exit_code(self, fail_on: Severity = Severity.ERROR) -> int:
-        """Return 0, or what a check ends with if a finding is as bad as *fail_on*: 9 if one concerns the base, else 8."""
+        """Return 0 if no finding is as bad as *fail_on*; else 9 if one of those concerns the base, or 8."""
         counting = [finding for finding in self.findings if finding.severity >= fail_on]
         if any(finding.rule.concerns_base for finding in counting):
             return CompatibilityError.exit_code
