@@ -71,10 +71,10 @@ def compare(fine: Stored, base: Stored) -> Difference | None:
     if not {fine.info.dtype, base.info.dtype} <= DTYPES.keys():
         _check_same_bytes(fine, base)
         return None
-    if all(_are_same(one, other) for _, one, other in _blocks(fine, base)):
+    if all(_are_same(one, other) for one, other in _blocks(fine, base)):
         return None
     sums = torch.zeros(3, dtype=torch.float64)
-    for _, one, other in _blocks(fine, base):
+    for one, other in _blocks(fine, base):
         after, before = one.double(), other.double()
         sums += torch.stack([(after - before).square().sum(), before.square().sum(), _rounding(one)])
     if not sums[:2].isfinite().all():
@@ -125,14 +125,14 @@ def _matrix(stored: Stored) -> tuple[int, int]:
     return rows, math.prod(shape) // max(rows, 1)
 
 
-def _blocks(fine: Stored, base: Stored) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the first row of each block, and the block of both tensors ``[rows, columns]``."""
+def _blocks(fine: Stored, base: Stored) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield blocks of rows of both tensors, ``[rows, columns]``, from the first to the last."""
     rows, columns = _matrix(fine)
     step = max(1, _BLOCK // max(columns, 1))
     with opened(fine.file) as one, opened(base.file) as other:
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield start, _read(one, fine, columns, start, stop), _read(other, base, columns, start, stop)
+            yield _read(one, fine, columns, start, stop), _read(other, base, columns, start, stop)
 
 
 def _read(descriptor: int, stored: Stored, columns: int, start: int, stop: int) -> Tensor:
@@ -168,8 +168,8 @@ def difference_of(fine: Stored, base: Stored) -> Streamed:
     """Return ``W - W0`` as it is stored, in float64; small ones are read once."""
     shape = _matrix(fine)
 
-    def rows() -> Iterator[tuple[int, Tensor]]:
-        return ((start, one.double() - other.double()) for start, one, other in _blocks(fine, base))
+    def rows() -> Iterator[Tensor]:
+        return (one.double() - other.double() for one, other in _blocks(fine, base))
 
     if shape[0] * shape[1] > _HELD:
         return Streamed(shape, rows)
@@ -193,8 +193,8 @@ class LowRank:
 def approximate(matrix: Streamed, difference: Difference, rank: Rank, *, path: str) -> LowRank:
     """Return *matrix*, of which *difference* tells the size, cut to *rank*; what is no more than rounding is cut off.
 
-    Where few singular values are wanted, by random columns and two power passes (Halko et al. 2011, arXiv:0909.4061),
-    drawn by *path*; else by a whole singular value decomposition.
+    Where few singular values are wanted, by subspace iteration from random columns (Halko et al. 2011,
+    arXiv:0909.4061), drawn by *path*; else by a whole singular value decomposition.
     """
     found = _strongest(matrix, difference, rank, path)
     significant = max(1, int((difference.noise < found.S).sum()))
@@ -207,13 +207,13 @@ def _strongest(matrix: Streamed, difference: Difference, rank: Rank, path: str) 
     most = min(matrix.shape)
     wanted = int(rank.value) if rank.kind in {"number", "max"} else _FIRST
     while _FEW * (wanted + OVERSAMPLING) <= most:
-        found = range_svd(matrix, wanted, key_of("lora-hub/extract/v1", path))
+        found, _ = range_svd(matrix, wanted, key_of("lora-hub/extract/v1", path))
         if rank.kind in {"number", "max"} or found.S[wanted - 1] <= difference.noise:
             return found
         if rank.kind != "exact" and rank.is_reached(found.S[:wanted], difference.energy):
             return found
         wanted *= 2
-    dense = torch.cat([rows for _, rows in matrix.rows()])
+    dense = torch.cat(list(matrix.rows()))
     return Svd(*torch.linalg.svd(dense, full_matrices=False))
 
 
@@ -226,5 +226,8 @@ def _balanced(found: Svd, r: int) -> Factors:
 def error_of(matrix: Streamed, written: Factors, energy: float) -> float:
     """Return ``|D - B A| / |D|`` for what was *written*, B and A as they lie in *matrix*, after their rounding."""
     B, A = written.B.double(), written.A.double()
-    wrong = sum((rows - B[start : start + len(rows)] @ A).square().sum().item() for start, rows in matrix.rows())
+    wrong, start = 0.0, 0
+    for rows in matrix.rows():
+        wrong += (rows - B[start : start + len(rows)] @ A).square().sum().item()
+        start += len(rows)
     return math.sqrt(wrong / energy)

@@ -413,7 +413,7 @@ GEOMETRIC = [2.0**-n for n in range(120)]
         ("energy:0.93", GEOMETRIC, 2),
         ("energy:0.5", [1.0] * 100, 50),
         ("energy:0.95", [1.0] * 100, 95),
-        ("ratio:8", GEOMETRIC, 4),
+        ("ratio:9", GEOMETRIC, 4),
         ("ratio:1.5", [1.0] * 70 + [0.5] * 20, 70),
         ("8", [1 / (n + 1) for n in range(300)], 8),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lora_hub
 from lora_hub.errors import CompatibilityError, MissingExtraError, UsageError
-from lora_hub.searching.result import EQUAL, FOUND, NONE
+from lora_hub.searching.result import FOUND, NONE
 
 NAMES = ("one", "two", "three")
 
@@ -50,18 +50,16 @@ def test_weights_stay_in_their_bounds():
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=4), st.integers(1, 12), st.integers(0, 2**31))
-def test_the_result_is_never_worse_than_what_it_is_compared_with(minimum, budget, seed):
-    """With any budget, the objective of what is found is at most that of equal weights and of each alone."""
+def test_the_best_of_what_was_tried_comes_back(minimum, budget, seed):
+    """With any budget, of all mixtures that were tried, the one of the lowest objective comes back."""
     target = {f"a{i}": at for i, at in enumerate(minimum)}
     found = lora_hub.search_by_objective(bowl(target), tuple(target), budget=budget, seed=seed)
     penalty = 0.05 * sum(map(abs, found.weights.values())) / len(target)
-    compared = [step.objective for step in found.trace if step.point != NONE]
+    mixtures = [step.objective for step in found.trace if any(step.weights.values())]
 
     assert found.at(FOUND).search == bowl(target)(found.weights)
-    assert found.at(FOUND).search + penalty == pytest.approx(min(compared))
-    assert all(
-        found.at(FOUND).search + penalty <= step.objective + 1e-12 for step in found.trace if step.point == EQUAL
-    )
+    assert found.at(FOUND).search + penalty == pytest.approx(min(mixtures))
+    assert any(found.weights.values())
 
 
 def test_the_trace_has_every_try():
