@@ -96,9 +96,12 @@ class Plugins:
         if len(claims) > 1:
             raise contradiction(f"the method `{name}`", [plugin for plugin, _ in claims])
         if not claims:
+            there_are = f"there are {', '.join(sorted(known))}{nearest(name, known)}"
             raise UsageError(
                 f"there is no method `{name}`{self._faults()}",
-                hint=f"there are {', '.join(sorted(known))}{nearest(name, known)}",
+                hint=there_are
+                if known
+                else f"install lora-hub again, or empty `{DISABLED}`: it has plugins of its own",
             )
         return claims[0][1]
 

@@ -130,8 +130,13 @@ def numerical_rank(singular_values: Tensor, factors: Factors) -> int:
     """
     if not factors.r:
         return 0
-    size = (torch.linalg.vector_norm(factors.B, dim=0) * torch.linalg.vector_norm(factors.A, dim=1)).max()
+    size = (_column_norms(factors.B) * _column_norms(factors.A.T)).max()
     return significant(singular_values, factors.shape, size.item())
+
+
+def _column_norms(narrow: Tensor) -> Tensor:
+    """Return the norms of the columns of *narrow*: by products, which are faster here than norms along an axis."""
+    return (narrow.T @ narrow).diagonal().clamp(min=0).sqrt()
 
 
 def significant(singular_values: Tensor, shape: Sequence[int], size: float) -> int:

@@ -42,7 +42,8 @@ class Input:
         factor = scaling(module.r, module.alpha, use_rslora=self.adapter.config.use_rslora)
         # A copy in any case: the view may lie at any address, and the last bits of a product can depend on that.
         factors = Factors(lora_B.double() * factor, lora_A.to(torch.float64, copy=True))
-        if max(side.abs().max().item() for side in factors) > LARGEST:
+        extremes = [abs(extreme.item()) for side in factors for extreme in side.aminmax()]
+        if max(extremes) > LARGEST:
             raise MalformedError(
                 f"`{module.path}` of `{self.name}` holds numbers beyond {LARGEST:g}", hint="the training diverged"
             )

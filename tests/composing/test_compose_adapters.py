@@ -21,6 +21,7 @@ from made_adapters import (
 )
 
 from lora_hub.composing.factors import Factors
+from lora_hub.composing.inputs import Input
 from lora_hub.documents.manifest import BaseModel, Slice, SliceGroup
 from lora_hub.documents.recipe import LayerWeights
 from lora_hub.errors import CompatibilityError, MalformedError, UsageError
@@ -111,6 +112,16 @@ def test_exact_sum_keeps_the_factors():
     assert [(module.ranks, module.rank, module.r, module.kept) for module in report.modules] == [
         ((2, 3), 5, 5, 1.0), ((None, 3), 3, 3, 1.0),
     ]  # fmt: skip
+
+
+def test_what_is_computed_on_is_a_copy():
+    """The bytes that were proven are never written, also where they are float64 already."""
+    one = random_adapter(1)
+    before, (module, _) = bytes(one.buffer), one.layout.modules
+    for side in Input(name="a", adapter=one).factors(module):
+        side.zero_()
+
+    assert bytes(one.buffer) == before
 
 
 def test_identical_adapters_collapse():

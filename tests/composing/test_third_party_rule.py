@@ -97,6 +97,17 @@ def test_broken_rule_is_named_and_the_others_work(install, source, reason):
     assert reason in caught.value.message
 
 
+def test_without_any_rule_the_hint_says_why(monkeypatch):
+    """Where lora-hub's own rules are left out, or were never installed, no list of nothing is shown."""
+    monkeypatch.setenv(plugin_manager.DISABLED, "rules")
+    plugin_manager.plugins.cache_clear()
+    with pytest.raises(UsageError, match="no method `linear`") as caught:
+        plugin_manager.plugins().rule("linear")
+    plugin_manager.plugins.cache_clear()
+
+    assert plugin_manager.DISABLED in caught.value.hint
+
+
 def test_two_rules_of_one_name_contradict_each_other(install, capsys):
     """Nobody guesses which one is meant; other methods go on working."""
     install("rival", MEDIAN.format(name="ties"))
