@@ -22,7 +22,7 @@ LAYERS = [
     ["lora_hub.signing"],
     ["lora_hub.registry", "lora_hub.patch", "lora_hub.composing", "lora_hub.checkpoint", "lora_hub.inspecting"],
     ["lora_hub.checking"],
-    ["lora_hub.searching"],
+    ["lora_hub.searching", "lora_hub.base_model"],
     ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer", "lora_hub.composition"],
     ["lora_hub.merging", "lora_hub.weight_search", "lora_hub.extraction", "lora_hub.inspection", "lora_hub.checkup"],
     ["lora_hub"],  # the public names
@@ -74,6 +74,7 @@ FORBIDDEN = {
     "lora_hub.inspecting": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.inspection": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.checking": TORCH | NETWORK | {"click", "platformdirs", "pickle"},
+    "lora_hub.base_model": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.checkup": TORCH | NETWORK | {"click", "pickle"},
     "lora_hub.checkpoint": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.searching": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},

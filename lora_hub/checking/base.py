@@ -205,7 +205,7 @@ class _Reading:
             raise error.within(f"`{shard}` of the base") from error
 
     def _card(self) -> bytes:
-        """Return the beginning of the model card, which says under which license the base is, if it may be asked for."""
+        """Return the beginning of the model card, which has the license of the base, if it may be asked for."""
         size = min(self._files.sizes.get("README.md", 0), 16 * 1024)
         return self._ask("README.md", 0, size) if size and self._may_ask(size) else b""
 
@@ -230,7 +230,7 @@ class _Reading:
 
 
 def _cover(weight_map: Mapping[str, str], wanted: frozenset[str]) -> list[str]:
-    """Return the shards of *weight_map*: each the one that adds the most kinds; *wanted* ones count above all others."""
+    """Return the shards of *weight_map*: each the one that adds the most kinds, *wanted* ones above all others."""
     kinds: defaultdict[str, set[str]] = defaultdict(set)
     for name, shard in weight_map.items():
         kinds[shard].add(kind_of(name))

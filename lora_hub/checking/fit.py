@@ -23,7 +23,7 @@ _TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a module lies in the base: its tensor, its shape as far as that is known, and whether its header was read."""
+    """Where a module lies in the base: its tensor, its shape if that is known, and whether its own header says so."""
 
     path: str
     tensor: str | None
@@ -84,8 +84,9 @@ class Fit:
 
     def expected(self, path: str, out_features: int, in_features: int) -> list[Shape]:
         """Return the shapes that the weight of the module at *path* may have in the base."""
-        straight = (out_features, in_features)
-        return {True: [straight[::-1]], False: [straight]}.get(self._is_transposed(path), [straight, straight[::-1]])
+        is_transposed = self._is_transposed(path)
+        shapes: list[Shape] = [] if is_transposed else [(out_features, in_features)]
+        return shapes if is_transposed is False else [*shapes, (in_features, out_features)]
 
     def _is_transposed(self, path: str) -> bool | None:
         """Return how the weight lies, or None where nobody says."""

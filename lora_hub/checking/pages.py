@@ -1,6 +1,6 @@
 """The pages of the rules: what `check --explain` prints, and what lies in ``docs/checks``.
 
-    python -m lora_hub.checking.pages docs/checks
+python -m lora_hub.checking.pages docs/checks
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def page(rule: Rule) -> str:
 
 def overview(rules: Iterable[Rule]) -> str:
     """Return one line for each of *rules*."""
-    return "\n".join(f"{rule.code}  {str(rule.severity):<7}  {rule.name:<25}  {rule.summary}" for rule in rules)
+    return "\n".join(f"{rule.code}  {rule.severity!s:<7}  {rule.name:<25}  {rule.summary}" for rule in rules)
 
 
 def built_in() -> list[Rule]:

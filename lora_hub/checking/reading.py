@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -64,7 +65,7 @@ def read_directory(directory: Path, *, base: Base | None = None, requires_base: 
     with machine_errors():
         if not directory.is_dir():
             raise NotFoundError(f"there is no directory `{directory}`", hint="check the path")
-        beside = _beside(directory)
+    beside = files_in(directory)
     files: dict[str, Bytes] = {}
     unread: dict[str, LoraHubError] = {}
     hashed: list[FileEntry] = []
@@ -91,11 +92,11 @@ def read_directory(directory: Path, *, base: Base | None = None, requires_base: 
     )
 
 
-def _beside(directory: Path) -> dict[str, int]:
-    found = {}
-    for path in sorted(directory.iterdir())[:MAX_BESIDE]:
-        found[path.name] = path.stat().st_size if path.is_file() else 0
-    return found
+def files_in(directory: Path) -> dict[str, int]:
+    """Return the bytes of each file in *directory*, by name; of the first `MAX_BESIDE`."""
+    with machine_errors():
+        paths = sorted(itertools.islice(directory.iterdir(), MAX_BESIDE))
+        return {path.name: path.stat().st_size for path in paths if path.is_file()}
 
 
 def _read(directory: Path, name: str, size: int | None, hashed: list[FileEntry]) -> Bytes:
@@ -126,15 +127,16 @@ def subject_of(
     requires_base: bool = False,
 ) -> Subject:
     """Return what *files* are, strictly read if `verify` accepts them, else each part as far as it can be."""
-    known = {
+    missing = {n: e for n, e in unread.items() if n != MANIFEST_NAME or not isinstance(e, NotFoundError)}
+    known: dict[str, Any] = {
         "source": source,
         "beside": {name: len(content) for name, content in files.items()} if beside is None else beside,
         "files": files,
-        "unread": {n: e for n, e in unread.items() if n != MANIFEST_NAME or not isinstance(e, NotFoundError)},
+        "unread": missing,
         "base": base,
         "requires_base": requires_base,
     }
-    refusal = next((error for name, error in known["unread"].items()), None)  # type: ignore[attr-defined]
+    refusal = next(iter(missing.values()), None)
     if refusal is None:
         try:
             return _whole(known, verify(files, source=source, hashed=hashed))

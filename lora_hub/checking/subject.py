@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,14 @@ class Subject:
     bad_tensors: Mapping[str, MalformedError] = field(default_factory=dict)
     base: Base | None = None
     requires_base: bool = False
+
+    def against(self, base: Base, *, requires_base: bool = False) -> Subject:
+        """Return the same adapter, to be checked against *base*."""
+        return replace(self, base=base, requires_base=requires_base)
+
+    def called(self, source: str) -> Subject:
+        """Return the same adapter under another name."""
+        return replace(self, source=source)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

@@ -150,7 +150,9 @@ def purpose_of(config: AdapterConfig, key: str, *, has_module: bool) -> tuple[st
 
 def same_parameter(one: str, other: str) -> MalformedError:
     """Return the error about two tensors that are the same parameter."""
-    return MalformedError(f"the tensors {printable(one)} and {printable(other)} are the same parameter", hint=_SAVE_AGAIN)
+    return MalformedError(
+        f"the tensors {printable(one)} and {printable(other)} are the same parameter", hint=_SAVE_AGAIN
+    )
 
 
 def _unexpected(key: str, name: str) -> MalformedError:
@@ -205,6 +207,7 @@ def _check_shapes(path: str, a: tuple[int, ...], b: tuple[int, ...], r: int) -> 
 
 
 def slices_by_module(groups: tuple[SliceGroup, ...], pairs: Mapping[str, object]) -> dict[str, tuple[Slice, ...]]:
+    """Return the slices of each module; raise `MalformedError` if one has them twice, or is none of *pairs*."""
     slices: dict[str, tuple[Slice, ...]] = {}
     runs = sum(len(group.modules) * sum(len(part.rows) for part in group.parts) for group in groups)
     if runs > _MAX_RUNS:

@@ -69,7 +69,7 @@ def _near(subject: Subject, path: str) -> str:
 
 
 def _compared(subject: Subject) -> Iterator[tuple[Place, list[Shape]]]:
-    """Yield where each module lies, and which shapes its weight may have; packed weights of a quantised base do not count."""
+    """Yield where each module lies, and which shapes its weight may have; nothing of packed weights is known."""
     fit = subject.fit
     if fit is None or fit.base.is_quantised:
         return
@@ -105,9 +105,9 @@ def shape_differs(subject: Subject) -> Iterator[Hit]:
         by_kind.setdefault((kind_of(place.path), place.is_read), []).append((place, expected))
     for (_, is_read), found in by_kind.items():
         place, expected = found[0]
-        source = "" if is_read else ", as far as other layers show it"
+        shape = f"{list(place.shape or ())}" + ("" if is_read else ", as far as other layers show it")
         yield Hit(
-            message=f"the base's weight of {some([p.path for p, _ in found])} has shape {list(place.shape or ())}{source}; "
+            message=f"the base's weight of {some([p.path for p, _ in found])} has shape {shape}; "
             f"the adapter's is {' or '.join(str(list(shape)) for shape in expected)}",
             hint=_OTHER_BASE,
             file=WEIGHTS_NAME,

@@ -44,8 +44,8 @@ def file_missing(subject: Subject) -> Iterator[Hit]:
     An adapter is `adapter_config.json` and `adapter_model.safetensors`. Rank and alpha stand only in the first, the
     numbers only in the second: neither means anything alone.
 
-    Where only `adapter_model.bin` lies there, it was saved by PEFT before 0.7. That is a pickle, which can run code when
-    it is read, so lora-hub never reads it.
+    Where only `adapter_model.bin` lies there, it was saved by PEFT before 0.7. That is a pickle, which can run code
+    when it is read, so lora-hub never reads it.
 
     ## Example
 

@@ -34,9 +34,9 @@ def file_differs(subject: Subject) -> Iterator[Hit]:
             yield hit_of(error, file=name)
     expected = {entry.name: entry for entry in subject.manifest.files} if subject.manifest else {}
     for entry in subject.found:
-        error = _difference(expected.get(entry.name), entry, subject.source)
-        if error is not None:
-            yield hit_of(error, file=entry.name)
+        difference = _difference(expected.get(entry.name), entry, subject.source)
+        if difference is not None:
+            yield hit_of(difference, file=entry.name)
 
 
 def _difference(expected: FileEntry | None, found: FileEntry, source: str) -> IntegrityError | None:
@@ -107,9 +107,9 @@ def slices_contradict(subject: Subject) -> Iterator[Hit]:
         slices_by_module(subject.manifest.lora.slices, subject.pairs)
     except MalformedError as error:
         yield hit_of(error, file=MANIFEST_NAME, place="lora.slices")
-    for path, error in subject.bad_modules.items():
-        if "slices" in error.message:
-            yield hit_of(error, file=MANIFEST_NAME, place=path)
+    for path, reason in subject.bad_modules.items():
+        if "slices" in reason.message:
+            yield hit_of(reason, file=MANIFEST_NAME, place=path)
 
 
 CHECKS = (file_differs, manifest_contradicts, slices_contradict)

@@ -193,17 +193,17 @@ def _is_pefts(key: str) -> bool:
 
 @finds("LH306", "targets-are-a-regex", severity=Severity.NOTE)
 def targets_are_a_regex(subject: Subject) -> Iterator[Hit]:
-    """`target_modules` or `exclude_modules` is a regular expression.
+    r"""`target_modules` or `exclude_modules` is a regular expression.
 
     ## Why it matters
 
     PEFT runs it against the name of every module. It says which modules the adapter is for only together with a model,
-    so several rules here cannot look at it; and one with nested quantifiers can run for ever (a warning). lora-hub never
-    runs it: it attaches by the names of the tensors.
+    so several rules here cannot look at it; and one with nested quantifiers can run for ever (a warning). lora-hub
+    never runs it: it attaches by the names of the tensors.
 
     ## Example
 
-        "target_modules": ".*\\\\.(q|v)_proj"
+        "target_modules": ".*\\.(q|v)_proj"
 
     ## How to mend it
 
@@ -246,8 +246,7 @@ def layers_without_effect(subject: Subject) -> Iterator[Hit]:
     full = sorted(set(config.target_modules) & set(subject.paths))
     if full:
         yield Hit(
-            message=f"`layers_to_transform` does not apply to {some(full)}, which {'is a' if len(full) == 1 else 'are'} "
-            f"full path{'' if len(full) == 1 else 's'}",
+            message=f"`layers_to_transform` does not apply to targets that are full paths: {some(full)}",
             hint="remove `layers_to_transform`: the paths say it already",
             file=CONFIG_NAME,
             place="layers_to_transform",

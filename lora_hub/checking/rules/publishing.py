@@ -19,9 +19,11 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _LIBRARIES = ("transformers", "peft", "diffusers", "sentence_transformers", "torch")
 _FIELD = re.compile(rb"^license:[ \t]*[\"']?([A-Za-z0-9.+-]+)", re.MULTILINE)
 _FRONT = re.compile(rb"\A\s*---[ \t]*\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
-# Licences that allow everything, as long as they are named, and those of bases that pass limits on to what is made of them.
+# Licenses that allow everything, as long as they are named; and how those begin that pass limits on.
 _FREE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "unlicense", "isc"})
-_PASSED_ON = ("cc-by-nc", "llama", "gemma", "openrail", "bigscience", "creativeml", "deepseek", "qwen-research", "agpl", "gpl")
+_PASSED_ON = tuple(
+    "cc-by-nc llama gemma openrail bigscience creativeml deepseek qwen-research agpl gpl".split()  # noqa: SIM905
+)
 
 
 def _license_of(card: bytes) -> str | None:
@@ -71,7 +73,7 @@ def license_contradicts(subject: Subject) -> Iterator[Hit]:
     own = _own_license(subject)
     if base is not None and own in _FREE and base.startswith(_PASSED_ON):
         yield Hit(
-            message=f"the adapter is under {printable(own)}, its base under {printable(base)}, which limits what is made of it",
+            message=f"the adapter is under {printable(own)}; {printable(base)} of its base limits what is made of it",
             hint="take the license of the base, or ask whoever knows",
             file=MANIFEST_NAME,
             place="license",

@@ -27,7 +27,7 @@ def _vocabulary(subject: Subject) -> list[str]:
 
 @finds("LH310", "vllm-rank", severity=Severity.NOTE)
 def vllm_rank(subject: Subject) -> Iterator[Hit]:
-    """vLLM must be started with a larger `--max-lora-rank` than its default of 16, or cannot hold the rank at all.
+    """VLLM must be started with a larger `--max-lora-rank` than its default of 16, or cannot hold the rank at all.
 
     It is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512; memory is taken for that rank in every slot. Above 512 vLLM
     does not load the adapter (a warning).
@@ -56,7 +56,7 @@ def vllm_rank(subject: Subject) -> Iterator[Hit]:
 
 @finds("LH311", "vllm-refuses-heads", severity=Severity.NOTE)
 def vllm_refuses_heads(subject: Subject) -> Iterator[Hit]:
-    """vLLM does not load an adapter that replaces modules.
+    """VLLM does not load an adapter that replaces modules.
 
     It refuses whatever has `modules_to_save`.
 
@@ -89,7 +89,7 @@ def _differs(subject: Subject) -> list[str]:
 
 @finds("LH312", "vllm-scaling", severity=Severity.NOTE)
 def vllm_scaling(subject: Subject) -> Iterator[Hit]:
-    """vLLM scales some modules wrongly: it does not read `rank_pattern` and `alpha_pattern`.
+    """VLLM scales some modules wrongly: it does not read `rank_pattern` and `alpha_pattern`.
 
     It computes one scaling of `r` and `lora_alpha` for all modules, so those with a pattern of their own get another
     one than they were trained with. There is no message.

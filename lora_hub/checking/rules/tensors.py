@@ -269,9 +269,8 @@ def not_gathered(subject: Subject) -> Iterator[Hit]:
     """
     for path in subject.paths:
         if _is_ungathered(subject, path):
-            shapes = " and ".join(
-                f"{side} of shape {list(subject.tensors[key].shape)}" for side, key in sorted(subject.pairs[path].items())
-            )
+            keys = sorted(subject.pairs[path].items())
+            shapes = " and ".join(f"{side} of shape {list(subject.tensors[key].shape)}" for side, key in keys)
             yield Hit(
                 message=f"`{path}` has {shapes}, expected two matrices",
                 hint="it was saved before ZeRO-3 or FSDP gathered it: gather, then save",
