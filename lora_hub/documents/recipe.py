@@ -48,6 +48,7 @@ MAX_PARAMETERS = 16
 MAX_TEXT = 512  # characters of a reference or a pattern
 MAX_WEIGHT = 1e6
 MAX_SEED = 2**63 - 1
+MAX_RANK = 65_536
 
 SPACES = ("core", "knots", "full")
 WEIGHTS = ("given", "equal", "norm")
@@ -57,9 +58,7 @@ _MEND = "`lora-hub schema recipe` says what a recipe may hold"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _RULE = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
-_RANK = re.compile(
-    r"exact|fit:vllm|(max:)?[1-9][0-9]{0,4}|(energy|ratio):[0-9]{1,9}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?", re.ASCII
-)
+_RANK = re.compile(r"exact|fit:vllm|(max:)?[0-9]{1,8}|(energy|ratio):[0-9][0-9.eE+-]{0,31}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +234,7 @@ def _parse_rank(output: Fields) -> str:
         return "exact"
     if isinstance(output.values["rank"], str):
         return output.text("rank", "exact, a number, energy:P, ratio:X, max:N or fit:vllm", _RANK.fullmatch)
-    return str(output.integer("rank", low=1, high=99_999))
+    return str(output.integer("rank", low=1, high=MAX_RANK))
 
 
 def _one_of(fields: Fields, key: str, choices: tuple[str, ...]) -> str | None:
