@@ -60,6 +60,7 @@ def _measured(lineage: Lineage) -> Iterator[str]:
 
 
 def _input(one: LineageInput) -> str:
-    name = str(one.reference) if one.name is not None and (one.version or one.commit) else one.name or one.id
-    signers = f"signed by {', '.join(one.signers)}" if one.signers else "unsigned"
+    name = str(one.reference) if one.version or one.commit else one.name or one.id
+    unsigned = "from a directory" if one.name is None else "unsigned"
+    signers = f"signed by {', '.join(one.signers)}" if one.signers else unsigned
     return shown(f"{one.weight:g}  {name}  {one.digest}  {signers}")

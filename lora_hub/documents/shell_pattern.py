@@ -8,6 +8,7 @@ the pattern times that of the path.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 Match = Callable[[str], bool]  # whether one character is meant
@@ -34,7 +35,8 @@ def matches(pattern: str, text: str) -> bool:
     return all(rest is _STAR for rest in parts[part:])
 
 
-def _parts(pattern: str) -> list[Match | None]:
+@functools.lru_cache(maxsize=256)
+def _parts(pattern: str) -> tuple[Match | None, ...]:
     parts: list[Match | None] = []
     position = 0
     while position < len(pattern):
@@ -50,7 +52,7 @@ def _parts(pattern: str) -> list[Match | None]:
         else:
             parts.append(character.__eq__)
         position += 1
-    return parts
+    return tuple(parts)
 
 
 def _end_of_set(pattern: str, start: int) -> int:

@@ -69,7 +69,7 @@ def test_the_inputs_are_drawn(cli, made):
             "retained energy 0.9998, by lora-hub 0.1.0"
         ),
         f"├─ 0.7  org/sql@1.0.0  {UNKNOWN}  signed by key ab12",
-        f"└─ -1  mine  {UNKNOWN}  unsigned",
+        f"└─ -1  mine  {UNKNOWN}  from a directory",
     ]
 
 
