@@ -99,8 +99,8 @@ class Lineage:
             kind=fields.text("kind", "a lower-case word", _KIND.fullmatch),
             inputs=_parse_inputs(fields),
             base=LineageBase(
-                repo=_text(base, "repo"),
-                revision=_text(base, "revision"),
+                repo=base.present_text("repo"),
+                revision=base.present_text("revision"),
                 digest=_checked(base, "digest", "`sha256:` and 64 lower-case hex digits", is_digest),
             ),
             recipe=fields.object("recipe").values,
@@ -195,10 +195,6 @@ def _measure(fields: Fields, key: str) -> float | str:
 
 def _checked(fields: Fields, key: str, expected: str, check: Callable[[str], object]) -> str | None:
     return fields.text(key, expected, check) if key in fields.values else None
-
-
-def _text(fields: Fields, key: str) -> str | None:
-    return _checked(fields, key, f"at most {MAX_TEXT} characters", _is_short)
 
 
 def _is_short(text: str) -> bool:

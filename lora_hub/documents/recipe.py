@@ -28,8 +28,9 @@ As a TOML file::
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,7 +59,7 @@ _MEND = "`lora-hub schema recipe` says what a recipe may hold"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _RULE = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
-_RANK = re.compile(r"exact|fit:vllm|(max:)?[0-9]{1,8}|(energy|ratio):[0-9][0-9.eE+-]{0,31}", re.ASCII)
+_RANK = re.compile(r"exact|fit:vllm|(max:)?[0-9]{1,8}|(energy|ratio):[0-9.][0-9.eE+-]{0,31}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +168,15 @@ class Recipe:
         return document
 
 
-def default_id(reference: str) -> str:
+def default_id(reference: str, taken: Container[str] = ()) -> str:
     """Return what the adapter *reference* is called where its recipe does not say: its task, or its directory's name.
 
-    What no id may hold becomes a ``-``.
+    What no id may hold becomes a ``-``; of several that would be called alike, the second is called ``task-2``.
     """
     named = references.parse(reference)
     name = named.name if isinstance(named, Path) else named.task
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64].lstrip("._-") or "adapter"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:60].lstrip("._-") or "adapter"
+    return next(one for one in chain([name], (f"{name}-{n}" for n in count(2))) if one not in taken)
 
 
 def is_id(text: str) -> bool:
@@ -197,11 +199,10 @@ def _parse_inputs(fields: Fields) -> tuple[RecipeInput, ...]:
     for entry in entries:
         entry.only("reference", "id", "weight")
         reference = entry.text("reference", "`org/task[@version]`, or a directory such as `./task`", _is_reference)
-        own = entry.text("id", "a word that stands for this input alone", is_id) if "id" in entry.values else None
-        one = RecipeInput(reference=reference, id=own or default_id(reference), weight=_weight(entry, "weight", 1.0))
-        if one.id in inputs:
-            entry.fail("id", f"an id that no other input has (`{one.id}` has one)")
-        inputs[one.id] = one
+        name = default_id(reference, inputs) if "id" not in entry.values else entry.text("id", "a short word", is_id)
+        if name in inputs:
+            entry.fail("id", "an id that no input above has")
+        inputs[name] = RecipeInput(reference=reference, id=name, weight=_weight(entry, "weight", 1.0))
     return tuple(inputs.values())
 
 

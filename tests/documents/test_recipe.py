@@ -25,7 +25,6 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 # What JSON Schema cannot say: an id stands once and is one of the inputs, a selector is one, a text can be printed.
 BEYOND_A_SCHEMA = {
-    "id_by_default_stands_twice",
     "id_stands_twice",
     "layer_names_an_unknown_input",
     "match_has_a_control_character",
@@ -37,7 +36,6 @@ BEYOND_A_SCHEMA = {
 # Where the error points; "" is the document as a whole.
 CONTEXTS = {
     "dtype_is_unknown": "output.dtype",
-    "id_by_default_stands_twice": "inputs[1].id",
     "id_has_a_space": "inputs[0].id",
     "id_stands_twice": "inputs[1].id",
     "input_is_a_string": "inputs",
@@ -261,13 +259,21 @@ def test_any_bytes_are_read_or_refused(content):
         ("../my adapters/sql v2/", "sql-v2"),
         ("/srv/.hidden", "hidden"),
         ("/", "adapter"),
-        (f"./{'x' * 100}", "x" * 64),
+        (f"./{'x' * 100}", "x" * 60),
     ],
 )
 def test_an_input_has_a_name_anyhow(reference, expected):
     """What has no id is called after its task or its directory, as far as an id may be so."""
     assert default_id(reference) == expected
     assert is_id(default_id(reference))
+
+
+def test_of_two_that_are_called_alike_the_second_has_a_number():
+    """Where ids are left out, no two inputs get the same one, and those that are given stay."""
+    inputs = "".join(f'[[inputs]]\nreference = "{one}/sql"\n' for one in ("org", "other", "./third"))
+    recipe = Recipe.parse(f'schema = "lora-hub/recipe/v1"\n{inputs}'.encode())
+
+    assert [one.id for one in recipe.inputs] == ["sql", "sql-2", "sql-3"]
 
 
 @given(st.text(min_size=1).map("./{}".format))
