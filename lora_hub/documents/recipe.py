@@ -46,7 +46,8 @@ MAX_RECORDED = 128 * 1024  # bytes of what a lineage records of it: half of what
 MAX_INPUTS = 64
 MAX_LAYERS = 256
 MAX_PARAMETERS = 16
-MAX_TEXT = 512  # characters of a reference or a pattern
+MAX_REFERENCE = 4096  # characters, of a path as well
+MAX_PATTERN = 512  # characters
 MAX_WEIGHT = 1e6
 MAX_SEED = 2**63 - 1
 MAX_RANK = 65_536
@@ -207,7 +208,7 @@ def _parse_inputs(fields: Fields) -> tuple[RecipeInput, ...]:
 
 
 def _is_reference(text: str) -> bool:
-    if len(text) > MAX_TEXT or not text.isprintable():
+    if len(text) > MAX_REFERENCE or not text.isprintable():
         return False
     try:
         references.parse(text)
@@ -227,7 +228,7 @@ def _parse_parameters(method: Fields) -> dict[str, float]:
     method.only("rule", "space", "seed", *filter(_PARAMETER.fullmatch, names))
     if len(names) > MAX_PARAMETERS:
         method.fail(names[MAX_PARAMETERS], f"at most {MAX_PARAMETERS} parameters")
-    return {name: _weight(method, name) for name in sorted(names)}
+    return {name: float(method.number(name)) + 0.0 for name in sorted(names)}
 
 
 def _parse_rank(output: Fields) -> str:
@@ -256,10 +257,10 @@ def _parse_layer(entry: Fields, ids: set[str]) -> LayerWeights:
     weights = entry.object("weights")
     weights.only(*sorted(ids))
     return LayerWeights(
-        match=entry.text("match", f"a shell pattern of at most {MAX_TEXT} characters", _is_pattern),
+        match=entry.text("match", f"a shell pattern of at most {MAX_PATTERN} characters", _is_pattern),
         weights={name: _weight(weights, name) for name in sorted(weights.values)},
     )
 
 
 def _is_pattern(text: str) -> bool:
-    return 0 < len(text) <= MAX_TEXT and text.isprintable()
+    return 0 < len(text) <= MAX_PATTERN and text.isprintable()
