@@ -105,13 +105,13 @@ def _recomputed(again: Recomputed) -> dict[str, Any]:
 
 
 def _agreement(document: dict[str, Any]) -> str:
-    agreement = str(document["agreement"])
-    if agreement != "tolerance":
-        return f"recomputed: {agreement}"
-    return shown(
-        f"recomputed: the same within a tolerance: norm(D' - D) / norm(D) is at most {document['difference']:.2g} "
-        f"(in {document['worst_module']}; up to {document['limit']:.2g} can be rounding)"
-    )
+    size = f"norm(D' - D) / norm(D) is at most {document['difference']:.2g} (in {document['worst_module']})"
+    text = {
+        "bit-equal": "bit-equal",
+        "rounded": f"rounded: no value is further off than the next number of its dtype; {size}",
+        "tolerance": f"the same within a tolerance: {size}; up to {document['limit']:.2g} can be rounding",
+    }
+    return shown(f"recomputed: {text[document['agreement']]}")
 
 
 @click.command()
