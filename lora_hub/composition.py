@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -136,6 +136,7 @@ def compose_recipe(
     loaded = [_load(one, registry) for one in recipe.inputs]
     adapters = tuple(adapter for adapter, _ in loaded)
     inputs = [Input(name=one.id, adapter=adapter) for one, adapter in zip(recipe.inputs, adapters, strict=True)]
+    recipe = _recordable(recipe, lambda: composing.plan_of(inputs, recipe, allow_other_base=allow_other_base))
     composed = composing.compose(inputs, recipe, allow_other_base=allow_other_base, track=track)
     files = files_with_lineage(composed, recipe, [origin for _, origin in loaded], tool=f"lora-hub {version(_DIST)}")
     adapter = verify(files, source=" + ".join(one.reference for one in recipe.inputs))
@@ -146,15 +147,20 @@ def resolved(recipe: Recipe) -> Recipe:
     """Return *recipe* with what its rule says where it names no parameters and no space.
 
     Raises:
-        UsageError: There is no such rule, space or parameter, or the recipe holds what no file of one could.
+        UsageError: There is no such rule, space or parameter.
     """
     rule = plugins().rule(recipe.rule)
     space = rule.space(recipe.space)
     # A weighted sum is the same in any space.
-    full = replace(recipe, parameters=rule.settings(recipe.parameters), space=None if rule.is_linear else space)
+    return replace(recipe, parameters=rule.settings(recipe.parameters), space=None if rule.is_linear else space)
+
+
+def _recordable(recipe: Recipe, plan: Callable[[], object]) -> Recipe:
+    """Return *recipe* as its lineage will be read; of one that says what no file could, *plan* often knows more."""
     try:
-        return Recipe.from_json(full.to_json())
+        return Recipe.from_json(recipe.to_json())
     except DocumentError as error:
+        plan()
         raise UsageError(error.message, hint=str(error.hint)) from error
 
 
