@@ -76,7 +76,7 @@ def compare(found: VerifiedAdapter, expected: VerifiedAdapter) -> Comparison:
     path, difference = comparison.worst
     if agreement is Agreement.TOLERANCE and not max(difference) <= comparison.limit:
         raise IntegrityError(
-            f"the delta of `{path}` differs by {difference.whole:.2g} of its norm, and one row or column by "
+            f"the delta of {printable(path)} differs by {difference.whole:.2g} of its norm, and one row or column by "
             f"{difference.part:.2g}; at most {comparison.limit:.2g} can be rounding",
             hint=f"`{found.source}` is not what its lineage says: do not use it",
         )
