@@ -133,10 +133,11 @@ def compose_recipe(
         from lora_hub.composing import compose as composing
         from lora_hub.composing.inputs import Input
         from lora_hub.composing.lineage import files_with_lineage
+        from lora_hub.composing.plan import plan_of
     loaded = [_load(one, registry) for one in recipe.inputs]
     adapters = tuple(adapter for adapter, _ in loaded)
     inputs = [Input(name=one.id, adapter=adapter) for one, adapter in zip(recipe.inputs, adapters, strict=True)]
-    recipe = _recordable(recipe, lambda: composing.plan_of(inputs, recipe, allow_other_base=allow_other_base))
+    recipe = _recordable(recipe, lambda: plan_of(inputs, recipe, allow_other_base=allow_other_base))
     composed = composing.compose(inputs, recipe, allow_other_base=allow_other_base, track=track)
     files = files_with_lineage(composed, recipe, [origin for _, origin in loaded], tool=f"lora-hub {version(_DIST)}")
     adapter = verify(files, source=" + ".join(one.reference for one in recipe.inputs))

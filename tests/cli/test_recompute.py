@@ -286,3 +286,16 @@ def test_an_input_whose_signer_is_not_trusted_is_refused(cli, bob, registry):
 
     assert done.code == 5
     assert "input `b`" in done.err
+
+
+def test_what_lora_hub_never_published_is_found_by_its_commit(cli, hub, become):
+    """An input without versions is recorded with its commit, and is the same once its repository has moved on."""
+    become("alice")
+    commit = hub.create("org/plain", adapter_files(seed=4).files()).at("main").id
+    assert cli("trust", "pin", "org/plain").code == 0
+    assert cli("compose", "org/plain=0.5", "./a", "-o", "new").code == 0
+    hub.repo("org/plain").commit(adapter_files(seed=5).files())
+    (entry, _) = cli("info", "./new", "--json").data["lineage"]["inputs"]
+
+    assert (entry["reference"], entry["commit"]) == (f"org/plain@{commit}", commit)
+    assert cli("verify", "./new", "--recompute").code == 0
