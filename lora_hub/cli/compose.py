@@ -85,7 +85,8 @@ def compose(
     if layers:
         changes["layers"] = tuple(_layers(layers))
     wanted = _changed(recipe, method, parameters, changes)
-    if examples is not None and any(one.weight != 1 for one in wanted.inputs):
+    are_given = any(weighted(ref)[0] != ref for ref in refs) or any(one.weight != 1 for one in wanted.inputs)
+    if examples is not None and are_given:
         raise UsageError("a search finds the weights, and some are given", hint="write each REF without `=W`")
     shared: dict[str, Any] = {"registry": registry, "allow_other_base": allow_other_base}
     wanted, found = searched(wanted, examples=examples, base=base, budget=budget, is_quiet=as_json, **shared)
