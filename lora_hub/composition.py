@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
@@ -122,11 +123,17 @@ def compose(
 
 
 def compose_recipe(
-    recipe: Recipe, *, registry: RegistryLike = None, allow_other_base: bool = False, track: Track = iter
+    recipe: Recipe,
+    *,
+    registry: RegistryLike = None,
+    allow_other_base: bool = False,
+    track: Track = iter,
+    measured: Mapping[str, float | str] = MappingProxyType({}),
 ) -> Composition:
     """Return what *recipe* makes of its adapters, each proven first; `compose` says what it raises.
 
-    The manifest of what comes out has the lineage: the inputs by name, digest and signers, and the resolved recipe.
+    The manifest of what comes out has the lineage: the inputs by name, digest and signers, the resolved recipe, and
+    what was *measured* of it, such as losses.
     """
     recipe = resolved(recipe)
     with needs_torch("composing adapters"):
@@ -139,7 +146,8 @@ def compose_recipe(
     inputs = [Input(name=one.id, adapter=adapter) for one, adapter in zip(recipe.inputs, adapters, strict=True)]
     recipe = _recordable(recipe, lambda: plan_of(inputs, recipe, allow_other_base=allow_other_base))
     composed = composing.compose(inputs, recipe, allow_other_base=allow_other_base, track=track)
-    files = files_with_lineage(composed, recipe, [origin for _, origin in loaded], tool=f"lora-hub {version(_DIST)}")
+    origins, tool = [origin for _, origin in loaded], f"lora-hub {version(_DIST)}"
+    files = files_with_lineage(composed, recipe, origins, tool=tool, measured=measured)
     adapter = verify(files, source=" + ".join(one.reference for one in recipe.inputs))
     return Composition(recipe=recipe, inputs=adapters, adapter=adapter, files=files, report=composed.report)
 

@@ -90,7 +90,8 @@ def compose(
         raise UsageError("a search finds the weights, and some are given", hint="write each REF without `=W`")
     shared: dict[str, Any] = {"registry": registry, "allow_other_base": allow_other_base}
     wanted, found = searched(wanted, examples=examples, base=base, budget=budget, is_quiet=as_json, **shared)
-    made = composition.compose_recipe(wanted, track=_bar(is_quiet=as_json), **shared)
+    measured = found.measured() if found else {}
+    made = composition.compose_recipe(wanted, track=_bar(is_quiet=as_json), measured=measured, **shared)
     if output is not None and not dry_run:
         made.save(output, force=force)
     written = None if dry_run else output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_hub.composing.compose import Composed
 from lora_hub.composing.report import ModuleReport, Report
@@ -18,9 +18,14 @@ _DIGITS = 6  # of what was measured: the last bits depend on the machine, and th
 
 
 def files_with_lineage(
-    composed: Composed, recipe: Recipe, inputs: Sequence[LineageInput], *, tool: str
+    composed: Composed,
+    recipe: Recipe,
+    inputs: Sequence[LineageInput],
+    *,
+    tool: str,
+    measured: Mapping[str, float | str],
 ) -> dict[str, Bytes]:
-    """Return the files of what *recipe*, resolved, made of *inputs*; the manifest says so.
+    """Return the files of what *recipe*, resolved, made of *inputs*; the manifest says so, and what was *measured*.
 
     Raises:
         UsageError: No manifest can hold that much.
@@ -32,7 +37,7 @@ def files_with_lineage(
         base=LineageBase(repo=manifest.base.repo, revision=manifest.base.revision),
         recipe=Lineage.recorded(recipe),
         tool=tool,
-        measured=_measured(composed.report),
+        measured={**_measured(composed.report), **measured},
         reproducible=_reproducible(recipe, composed.report, manifest.lora.dtype),
     )
     content = dataclasses.replace(manifest, lineage=lineage).to_bytes()
