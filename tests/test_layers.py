@@ -17,7 +17,13 @@ LAYERS = [
     ["lora_hub.documents", "lora_hub.hookspecs"],
     ["lora_hub.buffers", "lora_hub.places", "lora_hub.plugin_manager"],
     ["lora_hub.files"],
-    ["lora_hub.locked", "lora_hub.adapter_directory", "lora_hub.adapter_files", "lora_hub.tensors"],
+    [
+        "lora_hub.locked",
+        "lora_hub.adapter_directory",
+        "lora_hub.adapter_files",
+        "lora_hub.tensors",
+        "lora_hub.rounding",
+    ],
     ["lora_hub.signing"],
     [
         "lora_hub.registry",

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lora_hub.checkpoint.base_files import opened
-from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing_dtype, round_once, rows_at_once
+from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing_dtype, rows_at_once
 from lora_hub.checkpoint.hashed_file import PIECE, HashedFile, HashedSource, hash_file, hashed_file
 from lora_hub.checkpoint.plan import Added, Replaced, ShardPlan, Target
 from lora_hub.documents.fields import printable
 from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError
 from lora_hub.files import machine_errors
+from lora_hub.rounding import round_once
 from lora_hub.tensors import DTYPES
 
 OnBytes = Callable[[int], object]
