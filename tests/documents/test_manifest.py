@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from json_places import places, replaced, without
 
-from lora_hub.documents import lineage, schemas
+from lora_hub.documents import golden, lineage, schemas
 from lora_hub.documents import manifest as documents
 from lora_hub.documents.manifest import MAX_MANIFEST, Manifest
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
@@ -58,6 +58,18 @@ CONTEXTS = {
     "files_has_three": "files",
     "files_holds_a_string": "files",
     "files_is_an_object": "files",
+    "golden_dtype_is_unknown": "golden.dtype",
+    "golden_has_no_case": "golden.cases",
+    "golden_has_too_many_cases": "golden.cases",
+    "golden_has_too_many_tokens": "golden.cases[0].tokens",
+    "golden_has_too_many_values": "golden.cases[0].values",
+    "golden_is_a_list": "golden",
+    "golden_output_is_unknown": "golden.output",
+    "golden_scale_is_zero": "golden.cases[1].scale",
+    "golden_token_is_a_word": "golden.cases[0].tokens",
+    "golden_token_is_negative": "golden.cases[0].tokens",
+    "golden_value_is_a_pair": "golden.cases[0].values",
+    "golden_value_is_too_large": "golden.cases[0].values",
     "json_has_a_trailing_comma": "",
     "json_is_an_array": "",
     "json_is_cut_off": "",
@@ -227,6 +239,8 @@ def test_a_newer_schema_says_what_to_do():
         (("lora", "slices", "items"), documents.SliceGroup),
         (("lora", "slices", "items", "parts", "items"), documents.Slice),
         (("file",), documents.FileEntry),
+        (("golden",), golden.Golden),
+        (("golden", "cases", "items"), golden.GoldenCase),
         (("lineage",), lineage.Lineage),
         (("lineage", "base"), lineage.LineageBase),
         (("lineage", "inputs", "items"), lineage.LineageInput),
