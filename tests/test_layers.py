@@ -34,8 +34,10 @@ LAYERS = [
         "lora_hub.checking",
     ],
     ["lora_hub.searching", "lora_hub.ancestry"],
+    ["lora_hub.replaying"],
     ["lora_hub.api", "lora_hub.look", "lora_hub.trust", "lora_hub.vouch", "lora_hub.trainer", "lora_hub.composition"],
     ["lora_hub.merging", "lora_hub.weight_search", "lora_hub.extraction", "lora_hub.inspection", "lora_hub.recompute"],
+    ["lora_hub.golden"],
     ["lora_hub"],  # the public names
     ["lora_hub.demo", "lora_hub_plugins"],
     ["lora_hub.cli"],
@@ -87,6 +89,8 @@ FORBIDDEN = {
     "lora_hub.checking": TORCH | NETWORK | {"click", "platformdirs", "pickle"},
     "lora_hub.checkpoint": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
     "lora_hub.searching": NETWORK | {"peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.replaying": NETWORK | {"transformers", "peft", "accelerate", "click", "platformdirs", "pickle"},
+    "lora_hub.golden": NETWORK | {"transformers", "peft", "click", "pickle"},
     "lora_hub.weight_search": NETWORK | {"transformers", "peft", "click", "pickle"},
     "lora_hub.extraction": NETWORK | {"transformers", "peft", "click", "pickle"},
     "lora_hub.trainer": NETWORK | {"transformers", "peft", "accelerate"},
@@ -125,6 +129,8 @@ STRANGERS = [
     ("lora_hub.inspecting", "lora_hub.checkpoint"),
     ("lora_hub.searching", "lora_hub.registry"),
     ("lora_hub.searching", "lora_hub.checkpoint"),
+    ("lora_hub.replaying", "lora_hub.registry"),
+    ("lora_hub.replaying", "lora_hub.checkpoint"),
 ]
 
 
