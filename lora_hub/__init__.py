@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lora_hub import errors
     from lora_hub.api import apply_adapter, pull, push
     from lora_hub.architecture import Architecture, Projection
+    from lora_hub.checking.check import Check, Hit, finds
+    from lora_hub.checking.finding import Finding, Report, Severity
+    from lora_hub.checkup import check
     from lora_hub.composition import compose
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.extraction import extract_adapter
@@ -45,19 +48,26 @@ _HOMES = {
     "AppliedAdapter": "lora_hub.patch.applied_adapter",
     "Architecture": "lora_hub.architecture",
     "Block": "lora_hub.rule",
+    "Check": "lora_hub.checking.check",
+    "Finding": "lora_hub.checking.finding",
+    "Hit": "lora_hub.checking.check",
     "Law": "lora_hub.rule",
     "Parameter": "lora_hub.rule",
     "Projection": "lora_hub.architecture",
+    "Report": "lora_hub.checking.finding",
     "Rule": "lora_hub.rule",
     "Settings": "lora_hub.rule",
+    "Severity": "lora_hub.checking.finding",
     "Tasks": "lora_hub.rule",
     "VerifiedAdapter": "lora_hub.documents.verified_adapter",
     "adapters": "lora_hub.patch.on_model",
     "adapters_in_state_dict": "lora_hub.patch.on_model",
     "add_adapter": "lora_hub.patch.train",
     "apply_adapter": "lora_hub.api",
+    "check": "lora_hub.checkup",
     "compose": "lora_hub.composition",
     "extract_adapter": "lora_hub.extraction",
+    "finds": "lora_hub.checking.check",
     "hookimpl": "lora_hub.hookspecs",
     "inspect_adapters": "lora_hub.inspection",
     "limit_memory": "lora_hub.patch.residency",
@@ -83,11 +93,16 @@ __all__ = [
     "AppliedAdapter",
     "Architecture",
     "Block",
+    "Check",
+    "Finding",
+    "Hit",
     "Law",
     "Parameter",
     "Projection",
+    "Report",
     "Rule",
     "Settings",
+    "Severity",
     "Tasks",
     "VerifiedAdapter",
     "__version__",
@@ -95,9 +110,11 @@ __all__ = [
     "adapters_in_state_dict",
     "add_adapter",
     "apply_adapter",
+    "check",
     "compose",
     "errors",
     "extract_adapter",
+    "finds",
     "hookimpl",
     "inspect_adapters",
     "limit_memory",

@@ -47,6 +47,7 @@ def push(
     private: bool = False,
     key: PathLike | None = None,
     passphrase: Passphrase = passphrase_from_environment,
+    allow: Iterable[str] = (),
 ) -> Pushed:
     """Publish the adapter in *directory* as the immutable version *reference* (``org/task@1.2.0``).
 
@@ -61,16 +62,31 @@ def push(
         private: Whether a repository that does not exist yet is made a private one.
         key: The file of a private key.
         passphrase: How to get its passphrase, if it is encrypted; by default from ``LORA_HUB_KEY_PASSPHRASE``.
+        allow: Codes of checks that it may break, such as ``LH113``; they are written into its manifest.
 
     Raises:
+        UsageError: *allow* names no rule.
         VersionConflictError: The version exists with other content.
-        MalformedError, IntegrityError: The directory holds no adapter that could be applied.
+        MalformedError, IntegrityError: The directory holds no adapter that could be applied, or `check` finds an error.
         RegistryError: Registry, network or login refused; nothing half-published can be seen, and the same call again
             completes what was begun.
     """
     opened, named = online_registry(registry, private=private), as_reference(reference)
     signing = signing_key(named.org, named=None if key is None else Path(key), passphrase=passphrase)
-    return pushes.push(Path(directory), named, opened, default_store(), default_trust(), signing)
+    from lora_hub.checking.gate import Gate  # which asks plugins; a pull does not
+
+    gate = Gate.of(Path(directory), allow)
+    with gate.explained():
+        return pushes.push(
+            Path(directory),
+            named,
+            opened,
+            default_store(),
+            default_trust(),
+            signing,
+            approve=gate.approve,
+            exceptions=gate.allowed,
+        )
 
 
 def pull(

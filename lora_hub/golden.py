@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub.adapter_directory import read_bundles, read_with_files
 from lora_hub.api import load
-from lora_hub.checking.finding import Finding
-from lora_hub.checking.replay_rules import NOT_RECORDED, OTHER_BASE, OUTPUTS_DIFFER, UNDECIDED
 from lora_hub.documents.fields import canonical_json, parse_json_object
-from lora_hub.documents.golden import CLASSES, HIDDEN, LOGITS, Golden
+from lora_hub.documents.golden import Golden
 from lora_hub.documents.manifest import MANIFEST_NAME, MAX_MANIFEST
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError, StateError, UsageError
@@ -29,24 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lora_hub.replaying.run import Inputs, Tokenizer
-    from lora_hub.searching.base import Kind
 
     Run = Callable[[Sequence[int]], tuple[str, Tensor, Tensor]]
 
 _NAME = "lora-hub.golden"  # of the adapter while it is attached
-_KINDS: Mapping[str, Kind] = {LOGITS: "causal", CLASSES: "classifier", HIDDEN: "encoder"}
-_RULES = {
-    Verdict.FAILED: OUTPUTS_DIFFER,
-    Verdict.OTHER_BASE: OTHER_BASE,
-    Verdict.UNDECIDED: UNDECIDED,
-    Verdict.NOT_RECORDED: NOT_RECORDED,
-}
-_HINTS = {
-    Verdict.FAILED: "record them again if the adapter was meant to change: `lora_hub.record_golden(model, directory)`",
-    Verdict.OTHER_BASE: "name the base that it was recorded with, in float32 without TF32",
-    Verdict.UNDECIDED: "replay it in float32, or record inputs of the adapter's own task",
-    Verdict.NOT_RECORDED: "record them before it is pushed: `lora_hub.record_golden(model, directory)`",
-}
 
 
 def record_golden(
@@ -100,7 +84,7 @@ def record_golden(
 
 
 def _read_draft(directory: Path) -> tuple[VerifiedAdapter, dict[str, object]]:
-    """Return the adapter in *directory* and its draft manifest as it stands there, keys that we do not know included."""
+    """Return the adapter in *directory* and its draft manifest as it stands there, with keys that we do not know."""
     adapter, files = read_with_files(directory)
     if adapter.manifest.name is not None or read_bundles(directory):
         raise StateError(
@@ -184,39 +168,3 @@ def _again(
             hint="load it with the head that it was recorded with",
         )
     return [(base[index].item(), adapted[index].item()) for index, _, _ in values]
-
-
-def replay_on_base(source: str | os.PathLike[str] | AdapterRef, base: str, *, registry: RegistryLike = None) -> Replay:
-    """Return what `replay` says on the model *base*: a directory, or a repository on the Hub, loaded by transformers.
-
-    Code that comes with a model is never run.
-
-    Raises:
-        NotFoundError: There is no such base, or it has no safetensors.
-        CompatibilityError: The base is of another kind, or lacks a head that the adapter does not bring.
-    """
-    with needs_torch("replaying golden outputs"):
-        from lora_hub.searching.base import load_model
-        from lora_hub.searching.candidates import heads_of
-    adapter = load(source, registry=registry)
-    golden = adapter.manifest.golden
-    if golden is None:  # before a base is loaded for nothing
-        return Replay(verdict=Verdict.NOT_RECORDED, reason=f"the manifest of `{adapter.source}` has no golden outputs")
-    model = load_model(base, kind=_KINDS[golden.output], heads=heads_of({_NAME: adapter}))
-    return replay(model, adapter, registry=registry)
-
-
-def findings_of(replayed: Replay) -> tuple[Finding, ...]:
-    """Return what *replayed* found, as a check says it; nothing if it passed."""
-    rule = _RULES.get(replayed.verdict)
-    if rule is None:
-        return ()
-    found = Finding(
-        rule=rule,
-        message=replayed.reason,
-        hint=_HINTS[replayed.verdict],
-        severity=rule.severity,
-        file=MANIFEST_NAME,
-        place="golden",
-    )
-    return (found,)

@@ -9,6 +9,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from lora_hub.architecture import Architecture
+    from lora_hub.checking.check import Check
     from lora_hub.rule import Rule
 
 NAMESPACE = "lora_hub"
@@ -25,3 +26,8 @@ def lora_hub_architectures() -> Iterable[Architecture]:  # type: ignore[empty-bo
 @hookspec
 def lora_hub_rules() -> Iterable[Rule]:  # type: ignore[empty-body]
     """Return the rules of composition that this plugin adds. Called once; what needs torch loads it when it is used."""
+
+
+@hookspec
+def lora_hub_checks() -> Iterable[Check]:  # type: ignore[empty-body]
+    """Return the rules that `lora-hub check` and `push` check beside the built-in ones. Called once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_hub import api
 from lora_hub import reference as references
-from lora_hub.documents.fields import MAX_NUMBER, printable
+from lora_hub.base_model import base_files
+from lora_hub.documents.fields import MAX_NUMBER
 from lora_hub.errors import UsageError
 from lora_hub.extras import needs_torch
 from lora_hub.reference import AdapterRef
@@ -20,14 +20,12 @@ from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.locate import RegistryLike
 
 if TYPE_CHECKING:
-    from lora_hub.checkpoint.base_files import BaseFiles
     from lora_hub.checkpoint.plan import MergePlan, Source
     from lora_hub.checkpoint.provenance import Merged
     from lora_hub.documents.verified_adapter import VerifiedAdapter
 
 PathLike = str | os.PathLike[str]
 AdapterLike = TypeVar("AdapterLike", bound=str | os.PathLike[str] | AdapterRef)  # keys of a mapping are invariant
-_HUB_BASE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +142,7 @@ def _plan(
     from lora_hub.checkpoint.planning import plan_merge
 
     _check_weights(adapters)
-    checkpoint = read_checkpoint(_base_files(base))  # before any adapter is pulled
+    checkpoint = read_checkpoint(base_files(base))  # before any adapter is pulled
     sources = _sources(adapters, registry=registry)
     return plan_merge(checkpoint, sources, dtype=dtype, allow_other_base=allow_other_base)
 
@@ -156,22 +154,6 @@ def _check_weights(adapters: Mapping[AdapterLike, float]) -> None:
                 f"the weight of `{source}` is {weight}, expected a number that is not 0",
                 hint="leave out what shall not be merged",
             )
-
-
-def _base_files(base: PathLike) -> BaseFiles:
-    from lora_hub.checkpoint.base_files import LocalBase
-
-    if not isinstance(base, str) or base.startswith((".", "/")):
-        return LocalBase(Path(base))
-    match = _HUB_BASE.fullmatch(base)
-    if match is None:
-        raise UsageError(
-            f"{printable(base)} is no base model",
-            hint=f"write `org/model[@revision]`, or a directory that begins with `.` or `/`, as in `./{base}`",
-        )
-    from lora_hub.registry.base_files import HubBase
-
-    return HubBase(match["repo"], match["revision"])
 
 
 def _sources(adapters: Mapping[AdapterLike, float], *, registry: RegistryLike) -> Sequence[Source]:

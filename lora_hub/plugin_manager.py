@@ -12,13 +12,18 @@ import pluggy
 
 from lora_hub import hookspecs
 from lora_hub.architecture import Architecture
+from lora_hub.checking.check import Check
 from lora_hub.errors import PluginError, UsageError
 from lora_hub.rule import Rule, nearest
 
+Offer = Architecture | Rule | Check
+
 GROUP = "lora_hub"
+OURS = "LH"  # how the codes of the built-in checks begin
 DISABLED = "LORA_HUB_DISABLE_PLUGINS"  # comma-separated names of entry points
 # What each hook returns a list of.
-HOOKS: Mapping[str, type[Architecture | Rule]] = {
+HOOKS: Mapping[str, type[Offer]] = {
+    "lora_hub_checks": Check,
     "lora_hub_architectures": Architecture,
     "lora_hub_rules": Rule,
 }
@@ -33,6 +38,7 @@ class Plugin:
     distribution: str
     architectures: tuple[Architecture, ...] = ()
     rules: tuple[Rule, ...] = ()
+    checks: tuple[Check, ...] = ()
     error: str | None = None
 
     def __str__(self) -> str:
@@ -105,9 +111,17 @@ class Plugins:
             )
         return claims[0][1]
 
+    def checks(self) -> Mapping[str, list[tuple[Plugin, Check]]]:
+        """Return who adds each check, by its code."""
+        claims: dict[str, list[tuple[Plugin, Check]]] = {}
+        for plugin in self.plugins:
+            for check in plugin.checks:
+                claims.setdefault(check.rule.code, []).append((plugin, check))
+        return claims
+
     def contradictions(self) -> Iterable[PluginError]:
         """Yield an error for everything that two plugins claim."""
-        for what, claims in (("model type", self.claims()), ("method", self.rules())):
+        for what, claims in (("model type", self.claims()), ("method", self.rules()), ("rule", self.checks())):
             for name, claimants in claims.items():
                 if len(claimants) > 1:
                     yield contradiction(f"the {what} `{name}`", [plugin for plugin, _ in claimants])
@@ -145,10 +159,11 @@ def _load(entry: EntryPoint) -> Plugin:
         plugin,
         architectures=tuple(one for one in offered if isinstance(one, Architecture)),
         rules=tuple(one for one in offered if isinstance(one, Rule)),
+        checks=tuple(one for one in offered if isinstance(one, Check)),
     )
 
 
-def _offers(entry: EntryPoint) -> Iterator[Architecture | Rule]:
+def _offers(entry: EntryPoint) -> Iterator[Offer]:
     # A manager of its own for each plugin: what a hook returns and what it breaks belongs to exactly one of them.
     manager = pluggy.PluginManager(hookspecs.NAMESPACE)
     manager.add_hookspecs(hookspecs)
@@ -163,12 +178,14 @@ def _offers(entry: EntryPoint) -> Iterator[Architecture | Rule]:
             yield from _returned(hook, implementation.function())
 
 
-def _returned(hook: str, returned: object) -> Iterator[Architecture | Rule]:
+def _returned(hook: str, returned: object) -> Iterator[Offer]:
     if not isinstance(returned, Iterable):
         raise TypeError(f"{hook} returned {returned!r} of type {type(returned).__name__}, not a list")
     for one in returned:
         if not isinstance(one, HOOKS[hook]):
             raise TypeError(f"{hook} returned {one!r}, expected {_article(HOOKS[hook].__name__)}")
+        if isinstance(one, Check) and one.rule.code.startswith(OURS):
+            raise TypeError(f"{hook} returned a check of the code {one.rule.code}: {OURS} is lora-hub's own")
         yield one
 
 

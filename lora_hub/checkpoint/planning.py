@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from lora_hub.checkpoint.changes import Changes, find_changes
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.model_config import changed_config
+from lora_hub.checkpoint.names import is_embedding, is_output
 from lora_hub.checkpoint.plan import Added, MergePlan, Replaced, ShardPlan, Source, Target
-from lora_hub.checkpoint.vocabulary import Vocabulary, is_embedding, is_output, settle
+from lora_hub.checkpoint.vocabulary import Vocabulary, settle
 from lora_hub.composing.inputs import common_base
 from lora_hub.documents.fields import printable
 from lora_hub.documents.safetensors_header import TensorInfo

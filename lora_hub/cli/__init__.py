@@ -14,6 +14,7 @@ from click.shell_completion import shell_complete
 from lora_hub import __version__
 from lora_hub.cli import (
     cache,
+    check,
     compose,
     demo,
     extract,
@@ -50,6 +51,7 @@ for command in (
     *transfer.COMMANDS,
     *look.COMMANDS,
     inspect.inspect,
+    check.check,
     *signatures.COMMANDS,
     compose.compose,
     merge.merge,

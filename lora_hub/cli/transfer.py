@@ -28,15 +28,28 @@ lockfile_option = click.option(
 @registry_option
 @click.option("--private", is_flag=True, help="Make the repository on the Hub a private one, if it must be made.")
 @key_option
+@click.option("--allow", "allowed", metavar="LH…", multiple=True, help="A check that it may break; it is published.")
 @json_option
-def push(directory: str, ref: str, registry: str | None, private: bool, key: str | None, as_json: bool) -> None:
+def push(
+    directory: str,
+    ref: str,
+    registry: str | None,
+    private: bool,
+    key: str | None,
+    allowed: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Publish the adapter in DIRECTORY as the immutable version REF (org/task@1.0.0), signed if you have a key.
+
+    What `lora-hub check` finds an error in is refused.
 
     The token is that of `hf auth login`, or HF_TOKEN. What no rule of your trust policy covers is pinned there.
     """
     from lora_hub import api
 
-    done = api.push(directory, ref, registry=registry, private=private, key=key, passphrase=ask_passphrase)
+    done = api.push(
+        directory, ref, registry=registry, private=private, key=key, passphrase=ask_passphrase, allow=_codes(allowed)
+    )
     for name in done.left_out:
         say(f"{name} in {directory} is no signature of this version, and was left out")
     if not done.is_new and not done.signers:
@@ -124,6 +137,11 @@ def lock(refs: tuple[str, ...], registry: str | None, lockfile: str, as_json: bo
 
 
 COMMANDS = (push, pull, lock)
+
+
+def _codes(words: tuple[str, ...]) -> list[str]:
+    """Return the codes that *words* spell, each one of them or several with commas."""
+    return [code for word in words for code in word.split(",") if code]
 
 
 def _document(pulled: Pulled) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def read_layout(
     """
     _check_effort(config, len(tensors))
     pairs, heads = _sort_keys(config, tensors)
-    slices = _slices_by_module(groups, pairs)
-    modules = tuple(_read_module(config, tensors, path, pairs[path], slices.get(path, ())) for path in sorted(pairs))
+    slices = slices_by_module(groups, pairs)
+    modules = tuple(read_module(config, tensors, path, pairs[path], slices.get(path, ())) for path in sorted(pairs))
     if not modules:
         raise MalformedError("the adapter has no LoRA tensors", hint=f"expected keys like `{PREFIX}….lora_A.weight`")
     _check_targets_are_served(config, pairs)
@@ -117,24 +117,42 @@ def _sort_keys(config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> tupl
     """Return the keys of A and B by module, and those of replaced modules' parameters by module."""
     pairs: defaultdict[str, Keys] = defaultdict(dict)
     heads: defaultdict[str, Keys] = defaultdict(dict)
-    has_module = any(entry.startswith(("module.", r"module\.")) for entry in config.target_entries)
+    has_module = names_a_module(config)
     for key in tensors:
-        name = _plain_key(key, has_module=has_module)
-        if _FOREIGN_PART.search(name) or not _PARAMETER.fullmatch(name):
-            raise _unexpected(key, name)
-        lora = _LORA.fullmatch(name)
-        head = next(filter(config.replaces, owners_of(name)), None) if config.modules_to_save else None
-        if (lora is None) == (head is None):
-            raise _unexpected(key, name)
-        keys, purpose = (
-            (pairs[lora["path"]], lora["side"]) if lora else (heads[head or ""], name.removeprefix(f"{head}."))
-        )
+        path, purpose, is_head = purpose_of(config, key, has_module=has_module)
+        keys = (heads if is_head else pairs)[path]
         if purpose in keys:
-            raise MalformedError(
-                f"the tensors {printable(keys[purpose])} and {printable(key)} are the same parameter", hint=_SAVE_AGAIN
-            )
+            raise same_parameter(keys[purpose], key)
         keys[purpose] = key
     return dict(pairs), dict(heads)
+
+
+def names_a_module(config: AdapterConfig) -> bool:
+    """Whether the model has a child ``module``, so that a leading ``module.`` of a key is not DDP's."""
+    return any(entry.startswith(("module.", r"module\.")) for entry in config.target_entries)
+
+
+def purpose_of(config: AdapterConfig, key: str, *, has_module: bool) -> tuple[str, str, bool]:
+    """Return what the tensor at *key* is for: a module's path, ``A`` or ``B``; or a head's path, a parameter, True.
+
+    Raises:
+        MalformedError: It is neither LoRA nor of a head, or could be both.
+    """
+    name = _plain_key(key, has_module=has_module)
+    if _FOREIGN_PART.search(name) or not _PARAMETER.fullmatch(name):
+        raise _unexpected(key, name)
+    lora = _LORA.fullmatch(name)
+    head = next(filter(config.replaces, owners_of(name)), None) if config.modules_to_save else None
+    if (lora is None) == (head is None):
+        raise _unexpected(key, name)
+    return (lora["path"], lora["side"], False) if lora else (head or "", name.removeprefix(f"{head}."), True)
+
+
+def same_parameter(one: str, other: str) -> MalformedError:
+    """Return the error about two tensors that are the same parameter."""
+    return MalformedError(
+        f"the tensors {printable(one)} and {printable(other)} are the same parameter", hint=_SAVE_AGAIN
+    )
 
 
 def _unexpected(key: str, name: str) -> MalformedError:
@@ -146,9 +164,10 @@ def _unexpected(key: str, name: str) -> MalformedError:
     )
 
 
-def _read_module(
+def read_module(
     config: AdapterConfig, tensors: Mapping[str, TensorInfo], path: str, keys: dict[str, str], slices: tuple[Slice, ...]
 ) -> LoraModule:
+    """Return the module at *path*, whose A and B are the tensors *keys*; raise `MalformedError` if they are no pair."""
     for side in "AB":
         if side not in keys:
             raise MalformedError(f"the tensor `{path}.lora_{side}.weight` is missing", hint=_SAVE_AGAIN)
@@ -187,7 +206,8 @@ def _check_shapes(path: str, a: tuple[int, ...], b: tuple[int, ...], r: int) -> 
         )
 
 
-def _slices_by_module(groups: tuple[SliceGroup, ...], pairs: Mapping[str, object]) -> dict[str, tuple[Slice, ...]]:
+def slices_by_module(groups: tuple[SliceGroup, ...], pairs: Mapping[str, object]) -> dict[str, tuple[Slice, ...]]:
+    """Return the slices of each module; raise `MalformedError` if one has them twice, or is none of *pairs*."""
     slices: dict[str, tuple[Slice, ...]] = {}
     runs = sum(len(group.modules) * sum(len(part.rows) for part in group.parts) for group in groups)
     if runs > _MAX_RUNS:
@@ -226,23 +246,37 @@ def _check_slices(
 
 def _check_targets_are_served(config: AdapterConfig, paths: Iterable[str]) -> None:
     """Whatever can be said without the base model: no tensor without a target, no target without a tensor."""
-    targeted = config.targets(paths)
-    if targeted is None:
-        return
-    for path in sorted(set(paths) - targeted):
+    for path in sorted(untargeted(config, paths)):
         raise MalformedError(f"the tensors of `{path}` belong to no entry of `target_modules`", hint=_SAVE_AGAIN)
-    if not config.exclude_modules and not config.modules_to_save:
-        missing = set(config.target_modules or ())
-        for path in paths:
-            if not missing:
-                break
-            missing.difference_update(names_of(path))
-        _check_served("target_modules", missing)
+    _check_served("target_modules", unserved_targets(config, paths))
+
+
+def untargeted(config: AdapterConfig, paths: Iterable[str]) -> AbstractSet[str]:
+    """Return those of *paths* that the config does not target, as far as that can be said without the base."""
+    targeted = config.targets(paths)
+    return frozenset() if targeted is None else set(paths) - targeted
+
+
+def unserved_targets(config: AdapterConfig, paths: Iterable[str]) -> AbstractSet[str]:
+    """Return the entries of `target_modules` that name none of *paths*, as far as that can be said without the base."""
+    if config.targets(()) is None or config.exclude_modules or config.modules_to_save:
+        return frozenset()
+    missing = set(config.target_modules or ())
+    for path in paths:
+        if not missing:
+            break
+        missing.difference_update(names_of(path))
+    return missing
 
 
 def _check_heads_are_served(config: AdapterConfig, heads: Iterable[str]) -> None:
+    _check_served("modules_to_save", unserved_heads(config, heads))
+
+
+def unserved_heads(config: AdapterConfig, heads: Iterable[str]) -> AbstractSet[str]:
+    """Return the entries of `modules_to_save` that name none of *heads*."""
     served = {entry for entry in config.modules_to_save if any(path.endswith(entry) for path in heads)}
-    _check_served("modules_to_save", set(config.modules_to_save) - served - AUTOMATIC_HEADS)
+    return set(config.modules_to_save) - served - AUTOMATIC_HEADS
 
 
 def _check_served(key: str, missing: AbstractSet[str]) -> None:

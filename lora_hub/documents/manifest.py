@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,7 +26,10 @@ MAX_MANIFEST = 256 * 1024  # bytes
 MAX_FILE = 16 * 1024**3  # bytes
 MAX_CARD = 1024 * 1024  # bytes
 MAX_RANK = 65_536
+MAX_EXCEPTIONS = 256
 MAX_FEATURES = 2**31
+
+_CODE = re.compile(r"[A-Z]{2,8}[0-9]{3}", re.ASCII)  # of a check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,7 @@ class Manifest:
     license: str | None = None
     lineage: Lineage | None = None
     golden: Golden | None = None
+    exceptions: tuple[str, ...] = ()  # codes of the checks that its publisher allowed it to break
 
     @property
     def reference(self) -> AdapterRef | None:
@@ -121,6 +126,7 @@ class Manifest:
             "version": self.version,
             "created": self.created,
             "license": self.license,
+            "exceptions": list(self.exceptions) or None,
             "base": _without_none(
                 {"repo": self.base.repo, "revision": self.base.revision, "model_type": self.base.model_type}
             ),
@@ -149,6 +155,7 @@ class Manifest:
             version=version,
             created=created,
             license=fields.present_text("license"),
+            exceptions=_parse_exceptions(fields),
             base=BaseModel(
                 repo=base.present_text("repo"),
                 revision=base.present_text("revision"),
@@ -161,11 +168,15 @@ class Manifest:
         )
 
 
-def publish(draft: bytes, *, reference: AdapterRef, created: str) -> bytes:
-    """Return the manifest bytes of the published version whose draft is *draft*; what we do not know in it stays."""
+def publish(draft: bytes, *, reference: AdapterRef, created: str, exceptions: Iterable[str] = ()) -> bytes:
+    """Return the manifest bytes of the published version whose draft is *draft*; what we do not know in it stays.
+
+    *exceptions* are codes of checks that it may break, beside those that the draft allows.
+    """
     document = parse_json_object(draft, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST)
     identity = {"name": reference.name, "version": str(reference.version), "created": created}
-    return canonical_json(document | identity)
+    allowed = sorted({*Manifest.parse(draft).exceptions, *exceptions})
+    return canonical_json(document | identity | ({"exceptions": allowed} if allowed else {}))
 
 
 def differs(one: bytes, other: bytes) -> bool:
@@ -220,6 +231,14 @@ def parse_files(fields: Fields) -> tuple[FileEntry, ...]:
     if tuple(entry.name for entry in entries) != PAYLOAD_NAMES:
         fields.fail("files", f"exactly {' and '.join(PAYLOAD_NAMES)}, in this order")
     return entries
+
+
+def _parse_exceptions(fields: Fields) -> tuple[str, ...]:
+    """Return the codes at ``exceptions``, which may be missing."""
+    codes = fields.texts("exceptions") if "exceptions" in fields.values else ()
+    if len(codes) > MAX_EXCEPTIONS or not all(map(_CODE.fullmatch, codes)):
+        fields.fail("exceptions", f"at most {MAX_EXCEPTIONS} codes of checks, such as `LH113`")
+    return codes
 
 
 def _parse_lora(fields: Fields) -> LoraSummary:

@@ -92,7 +92,7 @@ def verify(files: Mapping[str, Bytes], *, source: str, hashed: Iterable[FileEntr
     _check_finite(files[WEIGHTS_NAME], tensors)
     described = describe(config, layout, tensors, found)
     if manifest is not None:
-        _check_summary(manifest.lora, described.lora)
+        check_summary(manifest.lora, described.lora)
     manifest = manifest or described
     return VerifiedAdapter(
         source=source,
@@ -105,8 +105,11 @@ def verify(files: Mapping[str, Bytes], *, source: str, hashed: Iterable[FileEntr
     )
 
 
-def _check_summary(written: LoraSummary, found: LoraSummary) -> None:
-    """The manifest is what people read: of rank, alpha, dtype and size it must say what config and tensors say."""
+def check_summary(written: LoraSummary, found: LoraSummary) -> None:
+    """Raise `MalformedError` unless the manifest, which people read, says what config and tensors say.
+
+    That is of rank, alpha, dtype and size.
+    """
     for what in ("r", "alpha", "dtype", "parameters"):
         if getattr(written, what) != getattr(found, what):
             raise MalformedError(

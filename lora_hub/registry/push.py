@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME, MAX_CARD, Manifest, differs, publish
 from lora_hub.documents.signers import PublicKey, Signer
 from lora_hub.documents.trust_entries import Pin
-from lora_hub.documents.verified_adapter import manifest_digest
+from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
 from lora_hub.errors import (
     IntegrityError,
     MalformedError,
@@ -37,7 +37,14 @@ from lora_hub.registry.store import Store
 from lora_hub.registry.trust_file import TrustFile
 from lora_hub.signing.keys import PrivateKey
 
+# ``approve(adapter, its files)`` raises if an adapter that is whole must not be published all the same.
+Approve = Callable[[VerifiedAdapter, Mapping[str, Bytes]], None]
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def approve_all(_adapter: VerifiedAdapter, _files: Mapping[str, Bytes]) -> None:
+    """Approve of whatever is whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +92,14 @@ def push(
     store: Store,
     trust: TrustFile,
     key: PrivateKey | None = None,
+    *,
+    approve: Approve = approve_all,
+    exceptions: Iterable[str] = (),
 ) -> Pushed:
     """Publish the adapter in *directory* as the exact version *reference*; nothing is written into *directory*.
+
+    What is about to be published is shown to *approve* before it is signed; *exceptions*, codes of checks that it may
+    break, are written into its manifest.
 
     It is signed with *key*, if there is one, beside the signatures that lie in *directory* already. What was published
     where others may write, and is not trusted by a rule, is pinned: whoever published it trusts it.
@@ -101,7 +114,7 @@ def push(
     if key is not None and policy.revocation(key=key.public.fingerprint) is not None:
         raise PolicyError(f"your policy revokes the key {key.public.fingerprint}", hint="sign with another one")
     known = policy.public_keys() | ({key.public.fingerprint: key.public} if key else {})
-    prepared = _prepare(directory, reference, known)
+    prepared = _prepare(directory, reference, known, approve, exceptions)
     if not registry.is_remote:
         return _publish(reference, registry, prepared, prepared.manifest, key)
     trust.check_can_be_extended()
@@ -134,14 +147,21 @@ def _pin(pushed: Pushed) -> Pin:
     return Pin(registry=pushed.registry, name=name, version=version, commit=pushed.commit, digest=pushed.digest)
 
 
-def _prepare(directory: Path, reference: AdapterRef, known: Mapping[str, PublicKey]) -> _Prepared:
-    """Return the files in *directory*, proven, and the manifest bytes under which they are to be published."""
+def _prepare(
+    directory: Path,
+    reference: AdapterRef,
+    known: Mapping[str, PublicKey],
+    approve: Approve,
+    exceptions: Iterable[str],
+) -> _Prepared:
+    """Return the files in *directory*, proven and approved, and the manifest bytes under which they are published."""
     adapter, files = read_with_files(directory)
+    approve(adapter, files)
     draft = bytes(files.get(MANIFEST_NAME, adapter.manifest.to_bytes()))
-    is_final = adapter.manifest.reference == reference
+    is_final = adapter.manifest.reference == reference and set(exceptions) <= set(adapter.manifest.exceptions)
     bundles = read_bundles(directory)
     signed = signatures_over(draft, bundles, known, source=str(directory)) if is_final else {}
-    manifest = draft if signed else publish(draft, reference=reference, created=now())
+    manifest = draft if signed else publish(draft, reference=reference, created=now(), exceptions=exceptions)
     Manifest.parse(manifest)  # what nobody could read again is not published for good
     with contextlib.suppress(NotFoundError):
         files[CARD_NAME] = read_file(directory / CARD_NAME, limit=MAX_CARD)

@@ -36,7 +36,9 @@ def token_ids(model: nn.Module, inputs: Inputs | None, tokenizer: Tokenizer | No
         draw = random.Random(0)  # noqa: S311 - no secret
         return [tuple(draw.randrange(vocabulary) for _ in range(DRAWN_TOKENS)) for _ in range(MAX_CASES)]
     if isinstance(inputs, str) or not 1 <= len(inputs) <= MAX_CASES:
-        raise UsageError(f"the inputs are {inputs!r:.80}, expected 1 to {MAX_CASES}", hint="pass a list of texts or ids")
+        raise UsageError(
+            f"the inputs are {inputs!r:.80}, expected 1 to {MAX_CASES}", hint="pass a list of texts or ids"
+        )
     return [_ids(given, tokenizer, vocabulary) for given in inputs]
 
 

@@ -38,24 +38,26 @@ def load_base(name: str, *, is_classifier: bool, heads: Heads) -> tuple[nn.Modul
     return model, tokenizer
 
 
-def load_model(name: str, *, kind: Kind, heads: Heads) -> nn.Module:
+def load_model(name: str, *, kind: Kind, heads: Heads, revision: str | None = None) -> nn.Module:
     """Return the model *name* on the GPU if there is one, in evaluation mode, as `load_base` loads it.
 
     Args:
         name: A directory or a repository on the Hub.
         kind: What it is to be.
         heads: The modules that the adapters replace, by path.
+        revision: A branch, a tag or a commit of the repository.
     """
     with needs_torch("loading a base model"):
         import transformers
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise NotFoundError(f"there is no directory `{name}`", hint="check the path of the base")
     with _quietly(), _in_our_words(name):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        at = {} if revision is None else {"revision": revision}
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **at)
         auto = _auto_class(transformers, config, name, kind)
         shape = _labels_of(heads) if kind == "classifier" and not _is_kind(config, "ForSequenceClassification") else {}
         model, loaded = auto.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **shape
+            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **shape, **at
         )
     missing = [key for key in loaded["missing_keys"] if not (kind == "encoder" and key.startswith("pooler."))]
     _check_whole(name, missing, heads)  # the last layer does not depend on what pools it

@@ -1,0 +1,92 @@
+"""LH208 to LH210: is the base that was given the one that the adapter names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_hub.checking.check import Hit, finds
+from lora_hub.checking.finding import Severity
+from lora_hub.checking.subject import Subject
+from lora_hub.documents.fields import printable
+from lora_hub.documents.verified_adapter import hub_name
+from lora_hub.reference import is_commit
+
+
+@finds("LH208", "base-name-differs", concerns_base=True)
+def base_name_differs(subject: Subject) -> Iterator[Hit]:
+    """The adapter names another base model than the one that it is checked against.
+
+    ## Why it matters
+
+    `base_model_name_or_path` is never compared by PEFT: an adapter of one model loads on any other of the same shapes,
+    and the outputs are those of neither.
+
+    ## Example
+
+    The config says `meta-llama/Llama-2-7b-hf`, and `--base mistralai/Mistral-7B-v0.1` was given.
+
+    ## How to mend it
+
+    Name the adapter's own base. For a mirror or a sibling on purpose: `--ignore LH208`, and `allow_other_base` when it
+    is applied.
+    """
+    named, repo = subject.named_base, subject.base.repo if subject.base else None
+    if repo is None or hub_name(named) is None or str(named).lower() == repo.lower():
+        return
+    yield Hit(
+        message=f"the adapter names the base {printable(named)}, it is checked against {printable(repo)}",
+        hint="name the adapter's own base; ignore this rule if the two are the same weights",
+        place="base",
+    )
+
+
+@finds("LH209", "model-type-differs", concerns_base=True)
+def model_type_differs(subject: Subject) -> Iterator[Hit]:
+    """The adapter was made for another family of models.
+
+    The manifest has the `model_type` of the base that the adapter was trained on. Families share names of modules:
+    LLaMA, Mistral and Qwen 2 all have `self_attn.q_proj`.
+
+    ## Example
+
+    The manifest says `mistral`, the base's config says `llama`.
+
+    ## How to mend it
+
+    Name the base that the adapter was trained on.
+    """
+    made_for = subject.manifest.base.model_type if subject.manifest else None
+    found = subject.base.model_type if subject.base else None
+    if None not in {made_for, found} and made_for != found:
+        yield Hit(
+            message=f"the adapter was made for a base of type {printable(made_for)}, this one is of type "
+            f"{printable(found)}",
+            hint="name the base that the adapter was trained on",
+            place="base.model_type",
+        )
+
+
+@finds("LH210", "revision-differs", severity=Severity.WARNING, concerns_base=True)
+def revision_differs(subject: Subject) -> Iterator[Hit]:
+    """The adapter was trained on another commit of the base's repository.
+
+    Weights under one name change: a repository is fixed, re-uploaded in another dtype, or trained on. The manifest has
+    the commit that it was, where that is known.
+
+    ## How to mend it
+
+    Check against that commit: `--base org/model@<commit>`. If only the card has changed since, ignore this rule.
+    """
+    base = subject.base
+    named = subject.manifest.base.revision if subject.manifest else None
+    if base is None or base.commit is None or named is None or not is_commit(named) or subject.named_base != base.repo:
+        return
+    if named != base.commit:
+        yield Hit(
+            message=f"the adapter was trained on the commit {named} of `{base.repo}`, this is {base.commit}",
+            hint=f"check against `{base.repo}@{named}`",
+            place="base.revision",
+        )
+
+
+CHECKS = (base_name_differs, model_type_differs, revision_differs)

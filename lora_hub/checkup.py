@@ -1,0 +1,298 @@
+"""check: does an adapter fit its base, and will others load it. Many of them at once, on all cores."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from lora_hub import reference as references
+from lora_hub.base_model import base_files
+from lora_hub.checking.base import Base, read_base
+from lora_hub.checking.catalogue import Selection, catalogue
+from lora_hub.checking.check import Check
+from lora_hub.checking.finding import Report
+from lora_hub.checking.reading import is_about_the_adapter, read_directory, refused, subject_of
+from lora_hub.checking.run import run_checks
+from lora_hub.checking.settings import Settings
+from lora_hub.checking.subject import Subject
+from lora_hub.errors import LoraHubError, NotFoundError, PolicyError, UsageError
+from lora_hub.reference import AdapterRef
+from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
+from lora_hub.registry.lock import read_lock
+from lora_hub.registry.pull import find_in_store
+from lora_hub.registry.registry import check_may_connect
+from lora_hub.registry.resolve import resolve, resolve_at
+from lora_hub.registry.store import default_store
+from lora_hub.registry.terms import current_terms
+
+PathLike = str | os.PathLike[str]
+WORTH_PROCESSES = 24  # adapters; for fewer, starting a process takes longer than the check
+_AT_ONCE = 4  # adapters that a process is given together
+_WILD = "*?["
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One adapter that is to be checked.
+
+    Attributes:
+        place: Its directory, or its reference.
+        registry: Where the reference is; None for the one that the environment names.
+        digest: What its manifest must have, as a lock file says.
+        commit: Where it lies, as a lock file says.
+    """
+
+    place: Path | AdapterRef
+    registry: RegistryLike = None
+    digest: str | None = None
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+def check(
+    source: PathLike | AdapterRef,
+    base: PathLike | None = None,
+    *,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    require_base: bool = False,
+    registry: RegistryLike = None,
+) -> Report:
+    """Return what is wrong with the adapter *source*, alone and on *base*, of which no weights are read.
+
+    An adapter that is malformed gives a report with errors. Nothing is pulled into the store, and no trust is needed:
+    a check applies nothing.
+
+    Args:
+        source: A directory (a path, or a string that starts with ``.`` or ``/``), or a reference.
+        base: A directory with a model in safetensors, or a repository on the Hub, ``org/model[@revision]``, of which at
+            most six requests read less than 2 MB. None checks the adapter alone.
+        select: Codes of rules, or beginnings of codes: only these.
+        ignore: Not these.
+        require_base: Whether that which cannot be decided about the base is an error.
+        registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
+
+    Raises:
+        UsageError: *select* or *ignore* names no rule.
+        NotFoundError: There is no such directory, reference or base.
+        MalformedError: The base is malformed.
+        RegistryError: The registry or the network refused.
+    """
+    checks = catalogue()
+    selection = Selection.of(select, ignore, checks)
+    subject = _read(Source(place=references.parse(source), registry=registry))
+    known = None if base is None else read_base(base_files(base), wanted=(*subject.paths, *subject.heads))
+    return run_checks(_against(subject, known, requires_base=require_base), checks, selection)
+
+
+def check_all(
+    sources: Sequence[Source],
+    base: PathLike | None = None,
+    *,
+    settings: Settings | None = None,
+    jobs: int = 1,
+) -> Iterator[Report]:
+    """Yield what `check` returns for each of *sources*, in their order; the base is read once.
+
+    With more than one of *jobs*, many adapters are checked in as many processes, each of which imports the caller's
+    main module (``spawn``): only a script that guards what it runs with ``if __name__ == "__main__"`` may ask for it.
+
+    Raises:
+        UsageError: The settings name no rule.
+        LoraHubError: As `check`; what was yielded before stays true.
+    """
+    settled = settings or Settings()
+    checker = _Checker.of(settled, _read_base(sources, base))
+    if jobs <= 1 or len(sources) < WORTH_PROCESSES:
+        yield from map(checker.check, sources)
+        return
+    with ProcessPoolExecutor(
+        min(jobs, len(sources)), mp_context=get_context("spawn"), initializer=_begin, initargs=(settled, checker.base)
+    ) as pool:
+        yield from pool.map(_check_here, sources, chunksize=_AT_ONCE)
+
+
+def _read_base(sources: Sequence[Source], base: PathLike | None) -> Base | None:
+    """Return what is known of the base; of a large one on the Hub, what the first adapter needs of it."""
+    if base is None:
+        return None
+    files = base_files(base)
+    if files.repo is None or not sources:
+        return read_base(files)
+    subject = _read(sources[0])
+    return read_base(files, wanted=(*subject.paths, *subject.heads))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checker:
+    """Checks one adapter after another, against one base and by one set of rules."""
+
+    settings: Settings
+    checks: dict[str, Check]
+    selection: Selection
+    base: Base | None
+
+    @classmethod
+    def of(cls, settings: Settings, base: Base | None) -> _Checker:
+        checks = catalogue()
+        selection = Selection.of(settings.select, settings.ignore, checks)
+        for codes in settings.per_path.values():
+            Selection.of((), codes, checks)
+        return cls(settings=settings, checks=checks, selection=selection, base=base)
+
+    def check(self, source: Source) -> Report:
+        subject = _against(_read(source), self.base, requires_base=self.settings.requires_base)
+        here = self.settings.ignored_at(str(source))
+        selection = self.selection
+        if here:
+            selection = Selection.of(self.settings.select, (*self.settings.ignore, *here), self.checks)
+        return run_checks(subject, self.checks, selection)
+
+
+_here: list[_Checker] = []  # of this process
+
+
+def _begin(settings: Settings, base: Base | None) -> None:
+    _here[:] = [_Checker.of(settings, base)]
+
+
+def _check_here(source: Source) -> Report:
+    return _here[0].check(source)
+
+
+def _against(subject: Subject, base: Base | None, *, requires_base: bool) -> Subject:
+    return subject if base is None else subject.against(base, requires_base=requires_base)
+
+
+# What is checked
+
+
+def _read(source: Source) -> Subject:
+    if isinstance(source.place, Path):
+        return read_directory(source.place)
+    try:
+        return _read_reference(source, source.place)
+    except LoraHubError as error:
+        if not is_about_the_adapter(error):
+            raise
+        return refused(str(source), error)
+
+
+def _read_reference(source: Source, reference: AdapterRef) -> Subject:
+    """Return the adapter that *reference* means, from the store if it is there, else from the registry."""
+    registry, terms = as_registry(source.registry), current_terms()
+    if registry.is_remote:
+        with contextlib.suppress(PolicyError):  # it is checked all the same
+            kept = find_in_store(reference, registry, default_store(), terms, source.digest or reference.digest)
+            if kept is not None:
+                return read_directory(kept.path).called(str(kept.reference))
+    check_may_connect(registry, offline=terms.offline, why=f"`{reference}` is not in the store, and")
+    if source.commit is not None and source.digest is not None:
+        choice = resolve_at(reference, source.commit, registry, terms, source.digest)
+    else:
+        choice = resolve(reference, registry, terms, source.digest)
+    published = choice.published
+    if source.digest not in {None, published.digest}:
+        raise PolicyError(
+            f"`{reference}` in `{registry.url}` has the digest {published.digest}, the lock file says {source.digest}",
+            hint="it was rewritten: ask its publisher what happened",
+        )
+    try:
+        download = published.read()
+    except NotFoundError as error:  # a file of a version that is there
+        return refused(str(published.exact), error)
+    return subject_of(str(published.exact), download.files, hashed=download.hashed)
+
+
+def find_sources(
+    words: Iterable[str],
+    *,
+    lock: PathLike | None = None,
+    prefix: str | None = None,
+    registry: RegistryLike = None,
+) -> list[Source]:
+    """Return what is to be checked: directories, patterns of directories and references, each of them once.
+
+    Args:
+        words: As users type them. A pattern (``./adapters/*``) means the directories that hold a file of an adapter.
+        lock: A lock file: all that it locks, at the digests that it says.
+        prefix: The newest version of each adapter of the registry whose name begins so; ``""`` is all of them.
+        registry: Where references are.
+
+    Raises:
+        NotFoundError: A pattern or a prefix matches nothing.
+    """
+    found = [source for word in words for source in _named(word, registry)]
+    if lock is not None:
+        found += _locked(Path(lock), registry)
+    if prefix is not None:
+        found += _published(prefix, registry)
+    return list({str(source): source for source in found}.values())
+
+
+def _named(word: str, registry: RegistryLike) -> list[Source]:
+    if not word.startswith((".", "/")) or not any(sign in word for sign in _WILD) or Path(word).is_dir():
+        return [Source(place=references.parse(word), registry=registry)]
+    found = [Path(path) for path in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207 - `..` and absolute ones too
+    directories = [path for path in found if path.is_dir() and any(path.glob("adapter_*"))]
+    if not directories:
+        raise NotFoundError(f"`{word}` matches no directory with an adapter", hint="check the pattern")
+    return [Source(place=path) for path in directories]
+
+
+def _locked(path: Path, registry: RegistryLike) -> list[Source]:
+    return [
+        Source(
+            place=entry.exact,
+            registry=entry.registry if registry is None else registry,
+            digest=entry.digest,
+            commit=entry.commit,
+        )
+        for entry in read_lock(path).entries
+    ]
+
+
+def _published(prefix: str, registry: RegistryLike) -> list[Source]:
+    opened = online_registry(registry)
+    names = list(opened.names(prefix))
+    found = []
+    for name in names:
+        reference = AdapterRef.parse(name)
+        listing = opened.listing(reference)
+        if listing.versions:
+            found.append(Source(place=reference.at(max(listing.versions)), registry=registry))
+        elif listing.head is not None:
+            found.append(Source(place=reference.at(listing.head), registry=registry))
+    if not found:
+        raise NotFoundError(
+            f"`{opened.url}` has no adapter whose name begins with `{prefix}`", hint="run `lora-hub list` to see them"
+        )
+    return found
+
+
+def settle(given: Settings, project: Settings) -> Settings:
+    """Return *given*, and what *project* says where nothing was given; what is ignored adds up.
+
+    Raises:
+        UsageError: What cannot be decided about a base is an error, and no base is named.
+    """
+    base = given.base if given.base is not None else project.base
+    settled = Settings(
+        select=given.select or project.select,
+        ignore=(*project.ignore, *given.ignore),
+        fail_on=given.fail_on if given.fail_on is not None else project.fail_on,
+        base=base,
+        requires_base=given.requires_base or project.requires_base,
+        per_path=project.per_path,
+    )
+    if settled.requires_base and base is None:
+        raise UsageError("a base is required, and none is named", hint="name it with --base")
+    return settled
