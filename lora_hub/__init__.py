@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lora_hub.composition import compose
     from lora_hub.documents.verified_adapter import VerifiedAdapter
     from lora_hub.extraction import extract_adapter
+    from lora_hub.golden import record_golden, replay
     from lora_hub.hookspecs import hookimpl
     from lora_hub.inspection import inspect_adapters
     from lora_hub.merging import merge_checkpoint
@@ -73,6 +74,8 @@ _HOMES = {
     "merge_checkpoint": "lora_hub.merging",
     "pull": "lora_hub.api",
     "push": "lora_hub.api",
+    "record_golden": "lora_hub.golden",
+    "replay": "lora_hub.golden",
     "route": "lora_hub.patch.use",
     "save_adapter": "lora_hub.patch.save",
     "search_by_objective": "lora_hub.searching.search",
@@ -118,6 +121,8 @@ __all__ = [
     "merge_checkpoint",
     "pull",
     "push",
+    "record_golden",
+    "replay",
     "route",
     "save_adapter",
     "search_by_objective",

@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import read_layout
 from lora_hub.documents.fields import Bytes
+from lora_hub.documents.lineage import Lineage
 from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, BaseModel, FileEntry, SliceGroup
 from lora_hub.documents.module_names import ModulePattern
 from lora_hub.documents.safetensors_header import read_header
@@ -70,6 +71,7 @@ def files_of(
     slices: tuple[SliceGroup, ...] = (),
     targets: tuple[str, ...] | None = None,
     license: str | None = None,  # noqa: A002 - the manifest's own word
+    lineage: Lineage | None = None,
 ) -> dict[str, Bytes]:
     """Return the files of the adapter that *config* and *tensors*, under PEFT's keys, are. Same adapter, same bytes.
 
@@ -89,5 +91,5 @@ def files_of(
     infos = read_header(content)
     layout = read_layout(config, infos, slices)
     entries = [FileEntry.of(name, content) for name, content in files.items()]
-    manifest = describe(config, layout, infos, entries, base=base, targets=targets, license=license)
+    manifest = describe(config, layout, infos, entries, base=base, targets=targets, license=license, lineage=lineage)
     return {**files, MANIFEST_NAME: manifest.to_bytes()}

@@ -176,16 +176,27 @@ def load(
         adapter = read_adapter(named)
         _check_digest(str(named), adapter.digest, digest)
         return adapter
+    return load_published(named, registry=registry, digest=digest, lock=lock).adapter
+
+
+def load_published(
+    reference: AdapterRef,
+    *,
+    registry: RegistryLike = None,
+    digest: str | None = None,
+    lock: PathLike | None = None,
+) -> Pulled:
+    """Return what `load` loads, and which version that is; what is to be known of it is logged."""
     if lock is not None:
-        _check_digest(f"{named} in {lock}", locks.read_lock(Path(lock)).entry(named).digest, digest)
-        pulled = next(pull_locked([named], lock=lock, registry=registry))
+        _check_digest(f"{reference} in {lock}", locks.read_lock(Path(lock)).entry(reference).digest, digest)
+        pulled = next(pull_locked([reference], lock=lock, registry=registry))
     else:
-        pulled = pull(named, registry=registry, digest=digest)
+        pulled = pull(reference, registry=registry, digest=digest)
     if pulled.skipped is not None:
         _logger.warning("%s is newer than %s, but %s", pulled.skipped, pulled.reference, pulled.skipped_because)
     if pulled.yanked is not None:
         _logger.warning("%s was yanked: %s", pulled.reference, pulled.yanked)
-    return pulled.adapter
+    return pulled
 
 
 def _check_digest(what: str, found: str, named: str | None) -> None:

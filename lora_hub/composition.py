@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import write_adapter
-from lora_hub.api import load
+from lora_hub.api import load, load_published
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.recipe import LayerWeights, Recipe, RecipeInput
+from lora_hub.documents.lineage import LineageInput
+from lora_hub.documents.recipe import MAX_RECIPE, LayerWeights, Recipe, RecipeInput, default_id
 from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
-from lora_hub.errors import UsageError
+from lora_hub.errors import DocumentError, UsageError
 from lora_hub.extras import needs_torch
-from lora_hub.files import machine_errors
+from lora_hub.files import machine_errors, read_file
+from lora_hub.plugin_manager import plugins
 from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from lora_hub.composing.report import Report
 
 Source = str | os.PathLike[str] | AdapterRef
+_DIST = "lora-hub"
+
 Weighted = Mapping[Source, float] | Iterable[Source | tuple[Source, float]]
 
 
@@ -118,17 +123,91 @@ def compose(
 
 
 def compose_recipe(
-    recipe: Recipe, *, registry: RegistryLike = None, allow_other_base: bool = False, track: Track = iter
+    recipe: Recipe,
+    *,
+    registry: RegistryLike = None,
+    allow_other_base: bool = False,
+    track: Track = iter,
+    measured: Mapping[str, float | str] = MappingProxyType({}),
 ) -> Composition:
-    """Return what *recipe* makes of its adapters, each proven first; `compose` says what it raises."""
+    """Return what *recipe* makes of its adapters, each proven first; `compose` says what it raises.
+
+    The manifest of what comes out has the lineage: the inputs by name, digest and signers, the resolved recipe, and
+    what was *measured* of it, such as losses.
+    """
+    recipe = resolved(recipe)
     with needs_torch("composing adapters"):
         from lora_hub.composing import compose as composing
         from lora_hub.composing.inputs import Input
-    adapters = tuple(load(references.parse(one.reference), registry=registry) for one in recipe.inputs)
+        from lora_hub.composing.lineage import files_with_lineage
+        from lora_hub.composing.plan import plan_of
+    loaded = [_load(one, registry) for one in recipe.inputs]
+    adapters = tuple(adapter for adapter, _ in loaded)
     inputs = [Input(name=one.id, adapter=adapter) for one, adapter in zip(recipe.inputs, adapters, strict=True)]
+    recipe = _recordable(recipe, lambda: plan_of(inputs, recipe, allow_other_base=allow_other_base))
     composed = composing.compose(inputs, recipe, allow_other_base=allow_other_base, track=track)
-    adapter = verify(composed.files, source=" + ".join(one.reference for one in recipe.inputs))
-    return Composition(recipe=recipe, inputs=adapters, adapter=adapter, files=composed.files, report=composed.report)
+    origins, tool = [origin for _, origin in loaded], f"lora-hub {version(_DIST)}"
+    files = files_with_lineage(composed, recipe, origins, tool=tool, measured=measured)
+    adapter = verify(files, source=" + ".join(one.reference for one in recipe.inputs))
+    return Composition(recipe=recipe, inputs=adapters, adapter=adapter, files=files, report=composed.report)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Return *recipe* with what its rule says where it names no parameters and no space.
+
+    Raises:
+        UsageError: There is no such rule, space or parameter.
+    """
+    rule = plugins().rule(recipe.rule)
+    space = rule.space(recipe.space)
+    # A weighted sum is the same in any space.
+    return replace(recipe, parameters=rule.settings(recipe.parameters), space=None if rule.is_linear else space)
+
+
+def _recordable(recipe: Recipe, plan: Callable[[], object]) -> Recipe:
+    """Return *recipe* as its lineage will be read; of one that says what no file could, *plan* often knows more."""
+    try:
+        return Recipe.from_json(recipe.to_json())
+    except DocumentError as error:
+        plan()
+        raise UsageError(error.message, hint=str(error.hint)) from error
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Return the recipe in the file at *path*; its relative directories are seen from where the file lies.
+
+    Raises:
+        NotFoundError: There is no such file.
+        DocumentError: It is no recipe; the path of the offending value is in ``.context``.
+    """
+    place = Path(path)
+    recipe = Recipe.parse(bytes(read_file(place, limit=MAX_RECIPE)))
+    return replace(recipe, inputs=tuple(replace(one, reference=_seen_from(place, one)) for one in recipe.inputs))
+
+
+def _seen_from(place: Path, one: RecipeInput) -> str:
+    named = references.parse(one.reference)
+    return str(place.absolute().parent / named) if isinstance(named, Path) else one.reference
+
+
+def _load(one: RecipeInput, registry: RegistryLike) -> tuple[VerifiedAdapter, LineageInput]:
+    """Return the proven adapter of *one*, and what its lineage is to say of it."""
+    named = references.parse(one.reference)
+    if isinstance(named, Path):
+        adapter = load(named)
+        return adapter, LineageInput(id=one.id, weight=one.weight, digest=adapter.digest, signers=())
+    pulled = load_published(named, registry=registry)
+    exact, adapter = pulled.reference, pulled.adapter
+    origin = LineageInput(
+        id=one.id,
+        weight=one.weight,
+        digest=adapter.digest,
+        signers=tuple(str(signer) for signer in adapter.signers),
+        name=exact.name,
+        version=str(exact.version) if exact.version else None,
+        commit=None if exact.version else exact.commit or pulled.commit,
+    )
+    return adapter, origin
 
 
 def recipe_inputs(pairs: Iterable[tuple[Source, float]]) -> tuple[RecipeInput, ...]:
@@ -136,17 +215,14 @@ def recipe_inputs(pairs: Iterable[tuple[Source, float]]) -> tuple[RecipeInput, .
 
     Of several that would be called alike, the second is called ``name-2``.
     """
-    inputs: list[RecipeInput] = []
-    seen: Counter[str] = Counter()
+    inputs: dict[str, RecipeInput] = {}
     for source, weight in pairs:
         if not math.isfinite(weight):
             raise UsageError(f"the weight of `{source}` is {weight}", hint="write a finite number")
-        named = references.parse(source)
-        name = (named.resolve().name or "root") if isinstance(named, Path) else named.task
-        seen[name] += 1
-        own = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        inputs.append(RecipeInput(reference=_written(named), id=own, weight=float(weight)))
-    return tuple(inputs)
+        reference = _written(references.parse(source))
+        name = default_id(reference, inputs)
+        inputs[name] = RecipeInput(reference=reference, id=name, weight=float(weight))
+    return tuple(inputs.values())
 
 
 def check_output(directory: str | os.PathLike[str], *, force: bool = False) -> Path:

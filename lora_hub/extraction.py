@@ -27,7 +27,7 @@ def extract_adapter(
     base: PathLike,
     output: PathLike,
     *,
-    rank: str = RANK,
+    rank: str | int = RANK,
     dtype: str | None = None,
     full: Collection[str] = (),
     progress: Progress | None = None,
@@ -58,7 +58,7 @@ def extract_adapter(
     with needs_torch("extracting an adapter"):
         from lora_hub.checkpoint.extract import extract
         from lora_hub.composing.rank import Rank
-    wanted, target = Rank.parse(rank), Path(output)
+    wanted, target = Rank.parse(str(rank)), Path(output)
     if wanted.kind == "fit":
         raise UsageError(
             "`fit:vllm` needs all ranks before the first", hint="compose what is extracted, with that rank"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora_hub import reference as references
 from lora_hub.adapter_directory import read_adapter
+from lora_hub.ancestry import Parent, parents_of
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.manifest import Manifest
 from lora_hub.documents.signers import Signer
@@ -31,6 +32,7 @@ class Description:
 
     ``is_trusted`` is None for a directory, which is trusted by being named; ``reason`` says why it is or not, and
     ``signers`` whose signatures were verified. ``modules`` is None where no tensor was looked at.
+    ``parents`` are the adapters that it was composed of, with their own as far as they are on this machine.
     """
 
     source: str
@@ -44,13 +46,25 @@ class Description:
     signers: tuple[Signer, ...] = ()
     yanked: str | None = None
     modules: int | None = None
+    parents: tuple[Parent, ...] = ()
 
 
 def info(source: str | os.PathLike[str] | AdapterRef, *, registry: RegistryLike = None) -> Description:
     """Return what the adapter *source*, a directory or a reference, is. On the Hub: at most four small requests."""
     named = references.parse(source)
     if isinstance(named, Path):
-        return _describe(read_adapter(named))
+        return _with_parents(_describe(read_adapter(named)), named.absolute().parent)
+    return _with_parents(_published(named, registry))
+
+
+def _with_parents(description: Description, beside: Path | None = None) -> Description:
+    lineage = description.manifest.lineage
+    if lineage is None:
+        return description
+    return dataclasses.replace(description, parents=parents_of(lineage, default_store(), beside=beside))
+
+
+def _published(named: AdapterRef, registry: RegistryLike) -> Description:
     opened, terms = as_registry(registry), current_terms()
     kept = None
     with contextlib.suppress(PolicyError):  # it is described all the same

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).with_name("patch")))
+sys.path[:0] = [str(Path(__file__).with_name(name)) for name in ("patch", "checkpoint")]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +31,23 @@ def test_example_of_use_runs(tmp_path, monkeypatch):
 
     assert models.same_bits(models.state(model), before)
     assert (tmp_path / "adapters" / "org" / "task" / "1.0.0" / "lora-hub.json").is_file()
+
+
+def test_example_of_composing_runs(tmp_path, monkeypatch):
+    """An adapter of a registry and a directory are composed, merged into a checkpoint, and found in it again."""
+    from adapter_files import adapter_files
+    from bases import base_files
+
+    import lora_hub
+
+    monkeypatch.chdir(tmp_path)
+    lora_hub.push(adapter_files().write(tmp_path / "out"), "org/task@1.0.0", registry="adapters/")
+    adapter_files(seed=2).write(tmp_path / "any-peft-adapter")
+    base_files().write(tmp_path / "base")
+    names = {"lora_hub": lora_hub}
+    exec(PYTHON[3], names)
+
+    assert names["found"].pairs[0].cosine > 0.999
 
 
 def test_example_of_the_hub_runs(hub, tmp_path, monkeypatch):
@@ -69,11 +86,11 @@ def test_mixin_of_the_readme_is_a_trainer():
 def test_plugin_of_the_readme_is_one():
     """The example plugin returns an architecture, and fits into the promised fifteen lines."""
     names: dict = {}
-    exec(compile(PYTHON[3], "README.md", "exec"), names)
+    exec(compile(PYTHON[4], "README.md", "exec"), names)
     (architecture,) = names["lora_hub_architectures"]()
 
     assert architecture.projection("h.0.attn.qkv").rows("k", 12, {}) == ((4, 8),)
-    assert len([line for line in PYTHON[3].splitlines() if line.strip()]) <= 15
+    assert len([line for line in PYTHON[4].splitlines() if line.strip()]) <= 15
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^    lora-hub ([a-z]+)", README, re.MULTILINE))))
@@ -90,6 +107,7 @@ SHELL = re.search(r"## In the shell\n\n(.*?)\n\n[A-Z]", README, re.DOTALL).group
 def test_commands_of_the_readme_run(hub, tmp_path, monkeypatch, capfd):
     """Every line of the shell's chapter works, one after the other, for somebody who begins with `out/`."""
     from adapter_files import adapter_files
+    from bases import base_files
 
     import lora_hub
     from lora_hub import vouch
@@ -102,6 +120,7 @@ def test_commands_of_the_readme_run(hub, tmp_path, monkeypatch, capfd):
     assert run(generate) == 0
     (tmp_path / "alice.pub").write_text(vouch.public_key("org").pem)
     lora_hub.push(adapter_files(seed=2).write(tmp_path / "style"), "org/style@1.0.0")
+    base_files().write(tmp_path / "base")
 
     assert [(words, run(words)) for words in lines] == [(words, 0) for words in lines], capfd.readouterr().err
 

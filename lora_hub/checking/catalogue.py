@@ -16,6 +16,7 @@ from lora_hub.checking.rules import (
     numbers,
     peft,
     publishing,
+    replay,
     serving,
     tensors,
 )
@@ -23,7 +24,19 @@ from lora_hub.errors import UsageError
 from lora_hub.plugin_manager import Plugins, contradiction, plugins
 from lora_hub.rule import nearest
 
-_GROUPS = (documents, config, manifest, tensors, numbers, base_modules, base_names, peft, serving, publishing)
+_GROUPS = (
+    documents,
+    config,
+    manifest,
+    tensors,
+    numbers,
+    base_modules,
+    base_names,
+    peft,
+    serving,
+    publishing,
+    replay,
+)
 BUILT_IN: Mapping[str, Check] = {
     check.rule.code: check
     for check in sorted((check for group in _GROUPS for check in group.CHECKS), key=lambda check: check.rule.code)

@@ -20,6 +20,7 @@ _GROUPS = {
     "LH2": "The base model",
     "LH3": "Other readers: PEFT, transformers, vLLM, llama.cpp",
     "LH4": "Publishing",
+    "LH9": "Replays of golden outputs",
 }
 
 

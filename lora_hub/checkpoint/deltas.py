@@ -17,12 +17,13 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from lora_hub.rounding import round_once, rounded
+
 BLOCK = 512 * 1024  # elements of a weight that are computed with at once: they stay in the processor's cache
 _OTHERS = 2  # threads that hash and write meanwhile
 # Matrix products of fewer rows or columns than these take other kernels, which add in another order.
 _LEAST_ROWS, _LEAST_ROWS_OF_WIDE = 64, 16
 _WIDE = 65_536  # columns
-_INTEGERS = torch.int32
 
 
 class Term(NamedTuple):
@@ -147,23 +148,5 @@ def add_rows(
     found = torch.add(before, delta, out=scratch.take("found", count, dtype).view(weight.shape))
     round_once(found, out)
     if out.dtype != weight.dtype:
-        round_once(before, rounded := torch.empty_like(out))
-        before.copy_(rounded)
+        before.copy_(rounded(before, out.dtype))
     return Sums.of(found.copy_(out).sub_(before), delta)
-
-
-def round_once(values: Tensor, out: Tensor) -> None:
-    """Write *values* into *out*, each rounded once to the nearest number of its dtype, ties to even.
-
-    torch converts float64 to 16 bits by way of float32, which rounds twice. Rounded to odd on the way, the second
-    rounding is the only one that counts (Boldo and Melquiond, "When double rounding is odd", 2005).
-    """
-    if values.dtype is not torch.float64 or out.dtype.itemsize >= torch.float32.itemsize:
-        out.copy_(values)
-        return
-    narrow = values.float()
-    bits = narrow.view(_INTEGERS)
-    inexact = narrow.double() != values
-    bits -= (narrow.abs().double() > values.abs()).to(_INTEGERS)  # towards zero: one less in magnitude
-    bits |= inexact.to(_INTEGERS)
-    out.copy_(narrow)

@@ -1,11 +1,11 @@
-"""A large file that is written from its beginning to its end, and hashed at the same time in another thread."""
+"""Large files that are read, or written, from beginning to end, and hashed at the same time in other threads."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,11 +48,15 @@ class HashedFile:
         """Return memory for the next *size* bytes."""
         return self._pieces[0].sized(size)
 
-    def write(self, content: memoryview) -> None:
-        """Write *content*, which is what `piece` gave last, filled now; it must not be changed any more."""
+    def write(self, content: memoryview, also: Iterable[Future[None]] = ()) -> None:
+        """Write *content*, which is what `piece` gave last, filled now; it must not be changed any more.
+
+        Its memory is used again only after those who *also* work on it have done so.
+        """
         piece = self._pieces.pop(0)
         hashing, writing = self._threads
         piece.pending = [
+            *also,
             hashing.submit(self._sha256.update, content),
             writing.submit(_write_through, self._descriptor, content, self.size),
         ]
@@ -78,6 +82,42 @@ class HashedFile:
         """Let the threads end."""
         for thread in self._threads:
             thread.shutdown(cancel_futures=True)
+
+
+class HashedSource:
+    """A file under reading. What is read in order is hashed: its digest is that of the very bytes that were used."""
+
+    def __init__(self, descriptor: int, *, is_hashed: bool = True) -> None:
+        self._descriptor = descriptor
+        self._sha256 = hashlib.sha256()
+        self._pieces = [Piece() for _ in range(_IN_FLIGHT)]
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-base")
+        self._position = 0 if is_hashed else -1
+
+    def read_into(self, content: memoryview, start: int) -> list[Future[None]]:
+        """Fill *content* from *start* on, and return who still hashes it; raise `EOFError` if there is less."""
+        read_into(self._descriptor, content, start)
+        if start != self._position:  # out of order
+            return []
+        self._position += len(content)
+        return [self._thread.submit(self._sha256.update, content)]
+
+    def read(self, size: int, start: int) -> memoryview:
+        """Return *size* bytes from *start* on, not to be changed; some calls later their memory is used again."""
+        piece = self._pieces.pop(0)
+        content = piece.sized(size)
+        piece.pending = self.read_into(content, start)
+        self._pieces.append(piece)
+        return content
+
+    def hexdigest(self) -> str | None:
+        """Return the SHA-256 of the file, or None if not all of it was read, and in order."""
+        self.close()
+        return self._sha256.hexdigest() if self._position == os.fstat(self._descriptor).st_size else None
+
+    def close(self) -> None:
+        """Let the thread end, once all that was read is hashed."""
+        self._thread.shutdown()
 
 
 @contextlib.contextmanager

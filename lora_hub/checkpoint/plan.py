@@ -99,6 +99,11 @@ class ShardPlan:
         return len(self.header) + sum(target.size for target in self.targets)
 
     @property
+    def is_copy(self) -> bool:
+        """Whether the file is that of the base, byte for byte."""
+        return self.header == self.base.header and all(target.is_copied for target in self.targets)
+
+    @property
     def touched(self) -> tuple[Target, ...]:
         """The tensors that adapters change."""
         return tuple(target for target in self.targets if target.change is not None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lora_hub.checkpoint.base_files import opened
-from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing_dtype, round_once, rows_at_once
-from lora_hub.checkpoint.hashed_file import PIECE, HashedFile, hash_file, hashed_file, read_into
+from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing_dtype, rows_at_once
+from lora_hub.checkpoint.hashed_file import PIECE, HashedFile, HashedSource, hash_file, hashed_file
 from lora_hub.checkpoint.plan import Added, Replaced, ShardPlan, Target
 from lora_hub.documents.fields import printable
 from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError
 from lora_hub.files import machine_errors
+from lora_hub.rounding import round_once
 from lora_hub.tensors import DTYPES
 
 OnBytes = Callable[[int], object]
@@ -49,9 +50,11 @@ def write_shard(plan: ShardPlan, source: Path, target: Path, *, on_bytes: OnByte
         CompatibilityError: A sum is too large for the dtype.
         MachineError: The disk is full.
     """
-    with machine_errors(), opened(source) as descriptor, _hashed(plan, source) as base_sha256:
+    with machine_errors(), contextlib.ExitStack() as stack:
+        descriptor = stack.enter_context(opened(source))
+        base = stack.enter_context(contextlib.closing(HashedSource(descriptor, is_hashed=not plan.is_copy)))
         with hashed_file(target) as out:
-            writer = _Writer(descriptor, out, on_bytes, block)
+            writer = _Writer(base, out, on_bytes, block)
             try:
                 writer.check_header(plan)
                 out.write_bytes(plan.header)
@@ -59,27 +62,9 @@ def write_shard(plan: ShardPlan, source: Path, target: Path, *, on_bytes: OnByte
             except EOFError as error:
                 raise _changed(plan) from error
         sha256 = out.hexdigest()
-        found = sha256 if base_sha256 is None else base_sha256.result()
-    return WrittenShard(size=out.size, sha256=sha256, base_sha256=found, sums=sums)
-
-
-@contextlib.contextmanager
-def _hashed(plan: ShardPlan, source: Path) -> Iterator[Future[str] | None]:
-    """Hash *source* in a thread of its own; not if it is copied, since its hash is that of the copy then."""
-    if plan.header is plan.base.header and not plan.touched:
-        yield None
-        return
-    is_over = False
-
-    def go_on(_count: int) -> None:
-        if is_over:
-            raise CancelledError
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-hub-base") as thread:
-        try:
-            yield thread.submit(lambda: hash_file(source, on_bytes=go_on)[1])
-        finally:
-            is_over = True
+        # Where tensors are left out or come twice, the shard was not read from beginning to end.
+        base_sha256 = sha256 if plan.is_copy else base.hexdigest() or hash_file(source)[1]
+    return WrittenShard(size=out.size, sha256=sha256, base_sha256=base_sha256, sums=sums)
 
 
 def _changed(plan: ShardPlan) -> IntegrityError:
@@ -92,19 +77,16 @@ def _changed(plan: ShardPlan) -> IntegrityError:
 class _Writer:
     """Fills the new shard tensor by tensor."""
 
-    def __init__(self, descriptor: int, out: HashedFile, on_bytes: OnBytes, block: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, base: HashedSource, out: HashedFile, on_bytes: OnBytes, block: int) -> None:
+        self._base = base
         self._out = out
         self._on_bytes = on_bytes
         self._block = block
-        self._read = bytearray(0)
         self._scratch = Scratch()
 
     def check_header(self, plan: ShardPlan) -> None:
         """Raise `IntegrityError` if the shard has another header than the one that was planned with."""
-        found = bytearray(len(plan.base.header))
-        read_into(self._descriptor, memoryview(found), 0)
-        if found != plan.base.header:
+        if self._base.read(len(plan.base.header), 0) != plan.base.header:
             raise _changed(plan)
 
     def write_all(self, plan: ShardPlan) -> dict[str, Sums]:
@@ -123,11 +105,10 @@ class _Writer:
     def _copy(self, start: int, stop: int) -> None:
         for position in range(start, stop, PIECE):
             piece = self._out.piece(min(PIECE, stop - position))
-            read_into(self._descriptor, piece, position)
-            self._write(piece)
+            self._write(piece, self._base.read_into(piece, position))
 
-    def _write(self, piece: memoryview) -> None:
-        self._out.write(piece)
+    def _write(self, piece: memoryview, also: Iterable[Future[None]] = ()) -> None:
+        self._out.write(piece, also)
         self._on_bytes(len(piece))
 
     def _write_added(self, target: Target, change: Added) -> Sums:
@@ -168,14 +149,11 @@ class _Writer:
         return DTYPES[target.base.dtype]
 
     def _weight(self, target: Target, start: int, stop: int) -> Tensor:
-        """Return the elements from *start* to *stop* of a tensor of the base; the next call overwrites them."""
+        """Return the elements from *start* to *stop* of a tensor of the base, not to be changed."""
         assert target.base is not None  # noqa: S101 - as above
         dtype = self._stored_dtype(target)
-        size = (stop - start) * dtype.itemsize
-        if len(self._read) < size:
-            self._read = bytearray(size)
-        read_into(self._descriptor, memoryview(self._read)[:size], target.base.start + start * dtype.itemsize)
-        return torch.frombuffer(self._read, dtype=dtype, count=stop - start)
+        content = self._base.read((stop - start) * dtype.itemsize, target.base.start + start * dtype.itemsize)
+        return torch.frombuffer(content, dtype=dtype)
 
     def _out_tensor(self, target: Target, count: int) -> tuple[memoryview, Tensor]:
         dtype = DTYPES[target.dtype]

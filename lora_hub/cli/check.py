@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,10 @@ from lora_hub.cli.output import registry_option
 
 if TYPE_CHECKING:
     from lora_hub.checking.finding import Report, Severity
+    from lora_hub.checking.settings import Settings
+    from lora_hub.checkup import Source
 
-FORMATS = ("text", "json", "junit", "sarif", "github")
+FORMATS = ("text", "json", "junit", "sarif", "github", "markdown")
 _SOON = 8  # adapters that are checked before a bar could be read
 _COLORS = {3: "red", 2: "yellow", 1: "cyan"}
 
@@ -28,6 +30,8 @@ _COLORS = {3: "red", 2: "yellow", 1: "cyan"}
 @click.option("--fail-on", type=click.Choice(["error", "warning", "note"]), help="What fails; by default an error.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="By default text.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json; errors are JSON on stderr as well.")
+@click.option("--output", "outputs", metavar="FORMAT=FILE", multiple=True, help="Write a file too: sarif=check.sarif.")
+@click.option("--replay", is_flag=True, help="Run the golden inputs on the base, too; this needs torch.")
 @click.option("--require-base", is_flag=True, help="What cannot be decided about the base is an error.")
 @click.option("--lock", "lock", metavar="FILE", help="Check all that this lock file locks.")
 @click.option("--all", "prefix", metavar="PREFIX", help="The newest version of each adapter whose name begins so.")
@@ -42,6 +46,8 @@ def check(
     fail_on: str | None,
     form: str | None,
     as_json: bool,
+    outputs: tuple[str, ...],
+    replay: bool,
     require_base: bool,
     lock: str | None,
     prefix: str | None,
@@ -71,15 +77,18 @@ def check(
         base=base,
         requires_base=require_base,
     )
+    files = _files(outputs)
     settled = checkup.settle(given, read_settings(Path()))
     found = checkup.find_sources(sources, lock=lock, prefix=prefix, registry=registry)
     if not found:
         raise UsageError("no adapter is named", hint="name a directory or a reference, or see `lora-hub check --help`")
     named = checkup.check_all(found, settled.base, settings=settled, jobs=jobs or os.cpu_count() or 1)
-    reports = list(_bar(named, len(found)))
-    text = _format("json" if as_json else form or "text")(reports)
-    click.echo(text, nl=not text.endswith("\n"))
+    reports = list(_bar(_replayed(named, found, settled) if replay else named, len(found)))
     threshold = settled.fail_on or Severity.ERROR
+    text = _text("json" if as_json else form or "text", reports, threshold)
+    click.echo(text, nl=not text.endswith("\n"))
+    for path, name in files.items():
+        _write(path, _text(name, reports, threshold))
     code = max((report.exit_code(threshold) for report in reports), default=0)
     if code:
         raise click.exceptions.Exit(code)
@@ -109,11 +118,43 @@ def _bar(reports: Iterable[Report], count: int) -> Iterable[Report]:
         yield from bar
 
 
-def _format(name: str) -> Callable[[Sequence[Report]], str]:
-    """Return what makes one text of reports in the format *name*."""
+def _replayed(reports: Iterable[Report], sources: Sequence[Source], settings: Settings) -> Iterable[Report]:
+    from lora_hub import replays
+    from lora_hub.errors import UsageError
+
+    if settings.base is None:
+        raise UsageError("a replay runs the base, and none is named", hint="name it with --base")
+    return replays.with_replays(reports, sources, settings.base, settings)
+
+
+def _files(outputs: Iterable[str]) -> dict[Path, str]:
+    """Return the format of each file that is to be written."""
+    from lora_hub.errors import UsageError
+
+    files = {}
+    for output in outputs:
+        name, _, file = output.partition("=")
+        if name not in FORMATS or not file or (Path(file).exists() and not Path(file).is_file()):
+            raise UsageError(
+                f"--output {output!a} is no format and file",
+                hint=f"write --output sarif=check.sarif; formats are {', '.join(FORMATS)}",
+            )
+        files[Path(file)] = name
+    return files
+
+
+def _write(path: Path, text: str) -> None:
+    from lora_hub.files import write_files
+
+    write_files(path.parent, {path.name: text.encode(errors="backslashreplace")})
+
+
+def _text(name: str, reports: Sequence[Report], fail_on: Severity) -> str:
+    """Return one text of *reports* in the format *name*."""
+    from lora_hub.checking.outputs import render
     from lora_hub.checking.text import as_text
 
-    return {"text": lambda reports: as_text(reports, _styled)}[name]
+    return as_text(reports, _styled) if name == "text" else render(name, reports, fail_on=fail_on)
 
 
 def _styled(text: str, severity: Severity | None) -> str:

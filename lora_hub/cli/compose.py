@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,29 +16,28 @@ from lora_hub.errors import UsageError
 
 if TYPE_CHECKING:
     from lora_hub.composition import Composition
-    from lora_hub.documents.recipe import LayerWeights
+    from lora_hub.documents.recipe import LayerWeights, Recipe
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _PARAMETERS = ("density", "epsilon", "gamma", "scale")
 
 
 @click.command()
-@click.argument("refs", metavar="REF[=W]...", nargs=-1, required=True)
+@click.argument("refs", metavar="[REF[=W]]...", nargs=-1)
 @click.option("-o", "--output", metavar="DIR", type=click.Path(file_okay=False), help="Where the new adapter goes.")
-@click.option(
-    "--method", default="linear", show_default=True, help="linear, ties, dare, …; `lora-hub plugins` has all."
-)
+@click.option("-f", "--recipe", metavar="FILE", type=click.Path(dir_okay=False), help="A recipe in TOML.")
+@click.option("--method", help="linear (the default), ties, dare, …; `lora-hub plugins` has all.")
 @click.option("--space", help="Where the method looks at entries: core, knots or full.")
 @click.option("--density", type=float, help="Share of the entries that the method keeps.")
 @click.option("--epsilon", type=float, help="Of della: how far its probabilities spread around the density.")
 @click.option("--gamma", type=float, help="Of breadcrumbs: share of the largest entries that are dropped.")
 @click.option("--scale", type=float, help="Factor of the merged delta; for linear, change the weights.")
 @click.option("--set", "others", metavar="NAME=X", multiple=True, help="Another parameter, of a method of a plugin.")
-@click.option("--rank", default="exact", show_default=True, help="exact, N, max:N, energy:P, ratio:X or fit:vllm.")
-@click.option("--weights", default="given", show_default=True, help="given, equal (1/n), or norm: balanced first.")
+@click.option("--rank", help="exact (the default), N, max:N, energy:P, ratio:X or fit:vllm.")
+@click.option("--weights", help="given (the default), equal (1/n), or norm: balanced first.")
 @click.option("--layer", "layers", metavar="PATTERN:ID=W", multiple=True, help="Another weight in some modules.")
 @click.option("--dtype", help="float32, bfloat16, float16 or float64; by default what holds all inputs.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what draws at random.")
+@click.option("--seed", type=int, help="Of what draws at random; 0 by default.")
 @search_options
 @registry_option
 @click.option("--allow-other-base", is_flag=True, help="Take adapters of sibling bases as well.")
@@ -47,9 +47,10 @@ _PARAMETERS = ("density", "epsilon", "gamma", "scale")
 def compose(
     refs: tuple[str, ...],
     output: str | None,
+    recipe: str | None,
     layers: tuple[str, ...],
     others: tuple[str, ...],
-    method: str,
+    method: str | None,
     registry: str | None,
     examples: str | None,
     base: str | None,
@@ -65,27 +66,32 @@ def compose(
     REF is org/task[@version] or a directory (./dir). Neither the base model nor a GPU is needed. With one REF and a
     --rank, it is a resize. With --search, the weights are those of the lowest loss on examples. An adapter is called by
     the last part of its name in --layer, as in '*.layers.3.*:task=0.2'.
+
+    A recipe in a file says the same (`lora-hub schema recipe`); what is named beside it counts instead. The manifest of
+    the new adapter has the recipe and the digests of its inputs: `lora-hub info` shows them, `verify --recompute`
+    composes it anew.
     """
     from lora_hub import composition
-    from lora_hub.documents.recipe import Recipe
 
     if output is None and not dry_run:
         raise UsageError("no directory for the result is named", hint="add `-o DIR`, or `--dry-run`")
     if output is not None:
         composition.check_output(output, force=force)
     given = {name: options.pop(name) for name in _PARAMETERS} | dict(map(_parameter, others))
-    recipe = Recipe(
-        inputs=composition.recipe_inputs(map(weighted, refs)),
-        rule=method,
-        parameters={name: value for name, value in given.items() if value is not None},
-        layers=tuple(_layers(layers)),
-        **options,
-    )
-    if examples is not None and any(weighted(ref)[0] != ref for ref in refs):
+    parameters = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
+    if refs:
+        changes["inputs"] = composition.recipe_inputs(map(weighted, refs))
+    if layers:
+        changes["layers"] = tuple(_layers(layers))
+    wanted = _changed(recipe, method, parameters, changes)
+    are_given = any(weighted(ref)[0] != ref for ref in refs) or any(one.weight != 1 for one in wanted.inputs)
+    if examples is not None and are_given:
         raise UsageError("a search finds the weights, and some are given", hint="write each REF without `=W`")
     shared: dict[str, Any] = {"registry": registry, "allow_other_base": allow_other_base}
-    recipe, found = searched(recipe, examples=examples, base=base, budget=budget, is_quiet=as_json, **shared)
-    made = composition.compose_recipe(recipe, track=_bar(is_quiet=as_json), **shared)
+    wanted, found = searched(wanted, examples=examples, base=base, budget=budget, is_quiet=as_json, **shared)
+    measured = found.measured() if found else {}
+    made = composition.compose_recipe(wanted, track=_bar(is_quiet=as_json), measured=measured, **shared)
     if output is not None and not dry_run:
         made.save(output, force=force)
     written = None if dry_run else output
@@ -94,6 +100,22 @@ def compose(
     print_data(document, lambda: "\n".join([*tables, _as_text(made, written)]), as_json=as_json)
     for note in made.report.notes:
         say(note)
+
+
+def _changed(path: str | None, method: str | None, parameters: dict[str, float], changes: dict[str, Any]) -> Recipe:
+    """Return the recipe in the file at *path*, if there is one, with what was named beside it.
+
+    Parameters and space belong to a method: of another one, those of the file are not.
+    """
+    from lora_hub import composition
+    from lora_hub.documents.recipe import Recipe
+
+    recipe = Recipe(inputs=()) if path is None else composition.read_recipe(path)
+    if not recipe.inputs and "inputs" not in changes:
+        raise UsageError("no adapter is named", hint="name one as REF or REF=W, or a recipe with `-f FILE`")
+    if method is not None and method != recipe.rule:
+        recipe = dataclasses.replace(recipe, rule=method, parameters={}, space=None)
+    return dataclasses.replace(recipe, parameters={**recipe.parameters, **parameters}, **changes)
 
 
 def weighted(text: str) -> tuple[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_hub.cli.lineage import lineage_lines, lineage_to_json
 from lora_hub.cli.output import json_option, print_data, registry_option, shown, size, table
 
 if TYPE_CHECKING:
@@ -52,11 +54,15 @@ def search(text: str, base: str | None, limit: int, registry: str | None, as_jso
 @registry_option
 @json_option
 def info(ref: str, registry: str | None, as_json: bool) -> None:
-    """Show what the adapter REF (or a directory) is: base, rank, targets, digest. No weights are downloaded."""
+    """Show what the adapter REF (or a directory) is: base, rank, targets, digest. No weights are downloaded.
+
+    Of a composed adapter, also the tree of what it was made of.
+    """
     from lora_hub import look
 
-    document = _describe(look.info(ref, registry=registry))
-    print_data(document, lambda: _as_lines(document), as_json=as_json)
+    description = look.info(ref, registry=registry)
+    document = _describe(description)
+    print_data(document, lambda: "\n".join([_as_lines(document), *_as_tree(description)]), as_json=as_json)
 
 
 COMMANDS = (list_, search, info)
@@ -86,6 +92,7 @@ def _describe(description: Description) -> dict[str, Any]:
         "parameters": manifest.lora.parameters,
         "size": manifest.size,
         "ignored_config_keys": list(config.accepted_unknown),
+        "lineage": None if manifest.lineage is None else lineage_to_json(manifest.lineage, description.parents),
     }
 
 
@@ -99,6 +106,15 @@ def _as_lines(document: dict[str, Any]) -> str:
         "ignored_config_keys": ", ".join(document["ignored_config_keys"]),
         "parameters": f"{document['parameters']:,}",
         "size": size(document["size"]),
+        "lineage": None,  # a tree, below
     }
     lines = [(key.replace("_", " "), value) for key, value in texts.items() if value not in (None, "", False)]
     return "\n".join(f"{key + ':':<21}{shown(value)}" for key, value in lines)
+
+
+def _as_tree(description: Description) -> Iterator[str]:
+    lineage = description.manifest.lineage
+    if lineage is not None:
+        first, *rest = lineage_lines(lineage, description.parents)
+        yield f"{'lineage:':<21}{first}"
+        yield from (" " * 21 + line for line in rest)

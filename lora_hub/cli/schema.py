@@ -11,7 +11,7 @@ from lora_hub.cli.output import json_option
 @click.argument("name")
 @json_option
 def schema(name: str, as_json: bool) -> None:  # noqa: ARG001 - the error boundary looks at the words
-    """Print the JSON Schema of the document NAME (manifest, lock, trust, inspection).
+    """Print the JSON Schema of the document NAME (manifest, lock, recipe, trust, inspection).
 
     It is JSON, with or without --json.
     """

@@ -17,11 +17,11 @@ from lora_hub.composing.merging import Deltas, Merged, merge
 from lora_hub.composing.plan import Plan, plan_of
 from lora_hub.composing.rank import Rank, fitting
 from lora_hub.composing.report import ModuleReport, Report
-from lora_hub.composing.rounding import rounded
 from lora_hub.documents.adapter_layout import PREFIX
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.recipe import Recipe
 from lora_hub.errors import UsageError
+from lora_hub.rounding import rounded
 
 Track = Callable[[Sequence[str]], Iterable[str]]  # yields what it is given, and shows how far it is
 

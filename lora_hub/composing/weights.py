@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class Weights:
 
     def of(self, path: str) -> tuple[float, ...]:
         """Return the weight of each adapter, in the order of the recipe, in the module at *path*."""
-        named = next((layer.weights for layer in self.layers if fnmatch.fnmatchcase(path, layer.match)), {})
+        named = next((layer.weights for layer in self.layers if layer.covers(path)), {})
         return tuple(named.get(one, weight) * self.balance[one] for one, weight in self.own.items())
 
 
@@ -77,7 +76,7 @@ def _check_layers(layers: Sequence[LayerWeights], own: Mapping[str, float], path
                 hint=f"there are {', '.join(own)}",
             )
         _check(layer.weights)
-        if len(layer.match) > MAX_PATTERN or not fnmatch.filter(paths, layer.match):
+        if len(layer.match) > MAX_PATTERN or not any(map(layer.covers, paths)):
             raise UsageError(
                 f"no adapted module has a path like {printable(layer.match)}",
                 hint="it must match the whole path, as `*.layers.3.*` does; `lora-hub inspect` lists them",

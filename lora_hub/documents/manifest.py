@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lora_hub.documents.fields import Bytes, Fields, canonical_json, is_sha256, is_time, parse_json_object, sha256
+from lora_hub.documents.golden import Golden
+from lora_hub.documents.lineage import Lineage
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -102,6 +104,8 @@ class Manifest:
     version: str | None = None
     created: str | None = None
     license: str | None = None
+    lineage: Lineage | None = None
+    golden: Golden | None = None
     exceptions: tuple[str, ...] = ()  # codes of the checks that its publisher allowed it to break
 
     @property
@@ -128,6 +132,8 @@ class Manifest:
             ),
             "lora": _lora_to_json(self.lora),
             "files": [dataclasses.asdict(file) for file in self.files],
+            "lineage": None if self.lineage is None else self.lineage.to_json(),
+            "golden": None if self.golden is None else self.golden.to_json(),
         }
         return canonical_json(_without_none(document))
 
@@ -157,6 +163,8 @@ class Manifest:
             ),
             lora=_parse_lora(fields.object("lora")),
             files=parse_files(fields),
+            lineage=Lineage.parse(fields.object("lineage")) if "lineage" in fields.values else None,
+            golden=Golden.parse(fields.object("golden")) if "golden" in fields.values else None,
         )
 
 

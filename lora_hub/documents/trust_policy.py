@@ -34,21 +34,20 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from lora_hub.documents.fields import Fields, check_depth
+from lora_hub.documents.fields import Fields
 from lora_hub.documents.signers import PublicKey
+from lora_hub.documents.toml import parse_toml
 from lora_hub.documents.trust_entries import Entry, Key, Pin, Revocation, Rule
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
 from lora_hub.reference import AdapterRef
 
 VERSION = 1
 MAX_POLICY = 4 * 1024 * 1024  # bytes
-_MAX_DOTS = 100  # in one line; tomllib takes time and memory by the square of a dotted key's parts
 _MEND = "mend the file by hand, or restore a copy of it"
 
 E = TypeVar("E", Key, Rule, Revocation, Pin)
@@ -71,13 +70,7 @@ class TrustPolicy:
             DocumentError: Not TOML, an unknown key (what is not understood cannot be enforced), or entries that
                 contradict each other.
         """
-        if len(content) > MAX_POLICY:
-            raise DocumentError(f"the trust policy has {len(content)} bytes, at most {MAX_POLICY} are read", hint=_MEND)
-        try:
-            document = tomllib.loads(_with_short_keys(content.decode()))
-        except (ValueError, RecursionError) as error:
-            raise DocumentError(f"the trust policy is not valid TOML: {error}", hint=_MEND) from error
-        check_depth(document, "the trust policy", _MEND)
+        document = parse_toml(content, what="the trust policy", limit=MAX_POLICY, hint=_MEND)
         fields = Fields(document, hint=_MEND)
         if not fields.values:
             return cls()
@@ -140,17 +133,6 @@ class TrustPolicy:
 
 
 NOBODY = TrustPolicy()
-
-
-def _with_short_keys(text: str) -> str:
-    """Return *text*; raise ValueError if a key may have so many parts that the parser would take for ever over it.
-
-    A key never goes on in another line. What is quoted and what is a remark is not told apart: only the parser can.
-    """
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.count(".") > _MAX_DOTS:
-            raise ValueError(f"line {number} has more than {_MAX_DOTS} dots")
-    return text
 
 
 def _entries(fields: Fields, key: str, parse: Callable[[Fields], E]) -> tuple[E, ...]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import AdapterLayout, read_layout
 from lora_hub.documents.fields import Bytes, printable, sha256
+from lora_hub.documents.lineage import Lineage
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -164,6 +165,7 @@ def describe(
     base: BaseModel | None = None,
     targets: tuple[str, ...] | None = None,
     license: str | None = None,  # noqa: A002 - the manifest's own word
+    lineage: Lineage | None = None,
 ) -> Manifest:
     """Return the draft manifest of *files*; *targets* is what their author called them, else the modules' own names."""
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
@@ -180,6 +182,7 @@ def describe(
             slices=_slice_groups(layout),
         ),
         files=tuple(files),
+        lineage=lineage,
     )
 
 

@@ -1,11 +1,11 @@
-"""The base model of a search, and its tokenizer, by transformers. Beside the demo, nothing else knows transformers."""
+"""The base model of a search or a replay, by transformers. Beside the demo, little else knows transformers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from lora_hub.extras import needs_torch
 from lora_hub.searching.tokens import Tokenizer
 
 Heads = Mapping[str, Mapping[str, Tensor]]
+Kind = Literal["causal", "classifier", "encoder"]  # what is made of the last layer: a language model, classes, nothing
 
 
 def load_base(name: str, *, is_classifier: bool, heads: Heads) -> tuple[nn.Module, Tokenizer]:
@@ -29,33 +30,53 @@ def load_base(name: str, *, is_classifier: bool, heads: Heads) -> tuple[nn.Modul
         NotFoundError: There is no such model, or it has no tokenizer or no safetensors.
         CompatibilityError: It is of another kind, or parts of it would be random.
     """
+    model = load_model(name, kind="classifier" if is_classifier else "causal", heads=heads)
+    with _quietly(), _in_our_words(name):
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return model, tokenizer
+
+
+def load_model(name: str, *, kind: Kind, heads: Heads, revision: str | None = None) -> nn.Module:
+    """Return the model *name* on the GPU if there is one, in evaluation mode, as `load_base` loads it.
+
+    Args:
+        name: A directory or a repository on the Hub.
+        kind: What it is to be.
+        heads: The modules that the adapters replace, by path.
+        revision: A branch, a tag or a commit of the repository.
+    """
     with needs_torch("loading a base model"):
         import transformers
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise NotFoundError(f"there is no directory `{name}`", hint="check the path of the base")
     with _quietly(), _in_our_words(name):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        auto = _auto_class(transformers, config, name, is_classifier=is_classifier)
-        shape = _labels_of(heads) if is_classifier and not _is_kind(config, "ForSequenceClassification") else {}
+        at = {} if revision is None else {"revision": revision}
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **at)
+        auto = _auto_class(transformers, config, name, kind)
+        shape = _labels_of(heads) if kind == "classifier" and not _is_kind(config, "ForSequenceClassification") else {}
         model, loaded = auto.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **shape
+            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **shape, **at
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    _check_whole(name, loaded["missing_keys"], heads)
+    missing = [key for key in loaded["missing_keys"] if not (kind == "encoder" and key.startswith("pooler."))]
+    _check_whole(name, missing, heads)  # the last layer does not depend on what pools it
     if torch.cuda.is_available():
         model = model.cuda()
-    return model.eval(), tokenizer
+    return model.eval()  # type: ignore[no-any-return] # of transformers, which has no types
 
 
-def _auto_class(transformers: Any, config: Any, name: str, *, is_classifier: bool) -> Any:  # noqa: ANN401
+def _auto_class(transformers: Any, config: Any, name: str, kind: Kind) -> Any:  # noqa: ANN401
     """Return the class that loads the model; what the config calls it decides whether it is one for the examples."""
     known = ", ".join(config.architectures or ())
-    if is_classifier:
+    if kind == "classifier":
         return transformers.AutoModelForSequenceClassification
+    if kind == "encoder":
+        return transformers.AutoModel
     if known and not (_is_kind(config, "ForCausalLM") or _is_kind(config, "LMHeadModel")):
         raise CompatibilityError(
-            f"`{name}` is a {known}, the examples are completions for a causal language model",
-            hint="name a causal language model, or write labelled texts",
+            f"`{name}` is a {known}, expected a causal language model",
+            hint="name a causal language model; the examples of a classifier are labelled texts",
         )
     return transformers.AutoModelForCausalLM
 
@@ -70,7 +91,7 @@ def _labels_of(heads: Heads) -> dict[str, int]:
     return {"num_labels": min(widths)} if widths else {}
 
 
-def _check_whole(name: str, missing: Iterator[str], heads: Heads) -> None:
+def _check_whole(name: str, missing: Iterable[str], heads: Heads) -> None:
     """What the checkpoint lacks is random in the model, unless every mixture replaces it."""
     random = sorted(key for key in missing if not any(key.startswith(f"{path}.") for path in heads))
     if random:

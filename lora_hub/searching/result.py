@@ -10,6 +10,7 @@ from typing import Any
 EQUAL = "equal weights"
 NONE = "no adapter"
 FOUND = "found"
+_DIGITS = 6  # of a loss in a lineage: the last bits depend on the machine
 
 
 def alone(name: str) -> str:
@@ -99,6 +100,17 @@ class SearchResult:
                 f"{self.examples} examples are too few to hold some out: nothing says how well this generalises"
             )
         return tuple(said)
+
+    def measured(self) -> dict[str, float | str]:
+        """Return what the lineage of a composition with these weights says: losses by a word each, and the examples."""
+        losses = {
+            "search_loss": self.at(FOUND).search,
+            "holdout_loss": self.at(FOUND).holdout,
+            "search_loss_equal": self.at(EQUAL).search,
+            "holdout_loss_equal": self.at(EQUAL).holdout,
+        }
+        known = {name: float(f"{x:.{_DIGITS}g}") for name, x in losses.items() if x is not None and math.isfinite(x)}
+        return known | ({} if self.digest is None else {"examples_sha256": self.digest})
 
     def to_document(self) -> dict[str, Any]:
         """Return the report as JSON values; a loss that is not finite is null."""

@@ -12,10 +12,10 @@ from lora_hub.composing.exactness import reproducible
 from lora_hub.composing.factors import Factors, decompose, numerical_rank, polar, stack, svd
 from lora_hub.composing.randomness import key_of, signs, uniform
 from lora_hub.composing.rank import Rank, fitting
-from lora_hub.composing.rounding import rounded
 from lora_hub.composing.selection import kth_largest
 from lora_hub.composing.streamed import Streamed, range_svd
 from lora_hub.errors import UsageError
+from lora_hub.rounding import rounded
 
 NOT_NEGATIVE = st.floats(0, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 5e-324, 1.0])
 

@@ -84,6 +84,7 @@ def test_rule_of_the_guide_works(install, capsys):
         ("from lora_hub import hookimpl\n@hookimpl\ndef lora_hub_rules():\n    return ['ties']", "expected a Rule"),
         (MEDIAN.format(name="x").replace("merge=merge", "merge=3"), "expected a function"),
         (MEDIAN.format(name="x").replace("merge=merge", "merge=merge, spaces=('core')"), "spaces"),
+        (MEDIAN.format(name="x").replace("merge=merge", "merge=merge, parameters={'seed': 1}"), "which are taken"),
         (MEDIAN.format(name=""), "name of a rule"),
     ],
 )

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from json_places import places, replaced, without
 
+from lora_hub.documents import golden, lineage, schemas
 from lora_hub.documents import manifest as documents
-from lora_hub.documents import schemas
 from lora_hub.documents.manifest import MAX_MANIFEST, Manifest
 from lora_hub.errors import DocumentError, UnsupportedSchemaError
 
@@ -26,6 +26,7 @@ NOT_CANONICAL = {"bytes_are_not_canonical", "keys_are_unknown"}
 BEYOND_A_SCHEMA = {
     "alpha_is_nan",
     "license_is_half_a_surrogate_pair",
+    "lineage_id_stands_twice",
     "name_stands_twice",
     "rows_fall",
     "rows_hold_an_empty_run",
@@ -57,6 +58,18 @@ CONTEXTS = {
     "files_has_three": "files",
     "files_holds_a_string": "files",
     "files_is_an_object": "files",
+    "golden_dtype_is_unknown": "golden.dtype",
+    "golden_has_no_case": "golden.cases",
+    "golden_has_too_many_cases": "golden.cases",
+    "golden_has_too_many_tokens": "golden.cases[0].tokens",
+    "golden_has_too_many_values": "golden.cases[0].values",
+    "golden_is_a_list": "golden",
+    "golden_output_is_unknown": "golden.output",
+    "golden_scale_is_zero": "golden.cases[1].scale",
+    "golden_token_is_a_word": "golden.cases[0].tokens",
+    "golden_token_is_negative": "golden.cases[0].tokens",
+    "golden_value_is_a_pair": "golden.cases[0].values",
+    "golden_value_is_too_large": "golden.cases[0].values",
     "json_has_a_trailing_comma": "",
     "json_is_an_array": "",
     "json_is_cut_off": "",
@@ -65,6 +78,23 @@ CONTEXTS = {
     "json_is_too_deep": "",
     "license_is_a_number": "license",
     "license_is_half_a_surrogate_pair": "",
+    "lineage_base_digest_is_md5": "lineage.base.digest",
+    "lineage_digest_has_no_prefix": "lineage.inputs[1].digest",
+    "lineage_has_no_recipe": "lineage.recipe",
+    "lineage_has_too_many_inputs": "lineage.inputs",
+    "lineage_id_escapes_root": "lineage.inputs[2].id",
+    "lineage_id_stands_twice": "lineage.inputs",
+    "lineage_is_a_list": "lineage",
+    "lineage_kind_is_upper_case": "lineage.kind",
+    "lineage_measured_has_a_long_text": "lineage.measured.worst_module",
+    "lineage_measured_is_a_list": "lineage.measured.worst_module",
+    "lineage_measured_name_has_a_control_character": "lineage.measured",
+    "lineage_name_has_a_control_character": "lineage.inputs[0].name",
+    "lineage_reproducible_is_unknown": "lineage.reproducible",
+    "lineage_signers_is_a_string": "lineage.inputs[0].signers",
+    "lineage_tool_is_a_number": "lineage.tool",
+    "lineage_version_has_no_name": "lineage.inputs[0].name",
+    "lineage_weight_is_too_large": "lineage.inputs[0].weight",
     "lora_is_a_list": "lora",
     "lora_is_missing": "lora",
     "name_escapes_root": "name",
@@ -209,6 +239,11 @@ def test_a_newer_schema_says_what_to_do():
         (("lora", "slices", "items"), documents.SliceGroup),
         (("lora", "slices", "items", "parts", "items"), documents.Slice),
         (("file",), documents.FileEntry),
+        (("golden",), golden.Golden),
+        (("golden", "cases", "items"), golden.GoldenCase),
+        (("lineage",), lineage.Lineage),
+        (("lineage", "base"), lineage.LineageBase),
+        (("lineage", "inputs", "items"), lineage.LineageInput),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -241,7 +276,7 @@ def test_schema_and_parser_agree_when_one_key_is_deleted(path):
 
 
 @pytest.mark.parametrize("value", REPLACEMENTS, ids=repr)
-@named([path for path in VALID if path.stem in {"draft", "sliced"}])
+@named([path for path in VALID if path.stem in {"composed", "draft", "sliced"}])
 def test_schema_and_parser_agree_when_one_value_is_replaced(path, value):
     """With any one value replaced by another kind of value, schema and parser both accept or both refuse."""
     document = json.loads(path.read_bytes())

@@ -19,6 +19,7 @@ from fuzz.specimens import OTHER, OWN, REFERENCE, SignedVersion, accept, public_
 from lora_hub.documents.bundle import Bundle
 from lora_hub.documents.lock_file import LockFile
 from lora_hub.documents.manifest import Manifest
+from lora_hub.documents.recipe import Recipe
 from lora_hub.documents.seen import Seen
 from lora_hub.documents.signers import Signer
 from lora_hub.documents.statement import SignedFiles, Yank
@@ -131,6 +132,9 @@ def read_manifest(content: bytes) -> Manifest:
         _must_be_refused(lambda: accept(content, version.bundle), "a manifest that was not signed")
     manifest = Manifest.parse(content)
     _must_be_the_same(Manifest.parse, manifest)
+    if manifest.lineage is not None:
+        with contextlib.suppress(LoraHubError):
+            manifest.lineage.to_recipe()
     files = specimens.sliced_version() if manifest.lora.slices else version
     adapter = verify({**files.unsigned, MANIFEST_NAME: content}, source="here")
     _must(hold=adapter.manifest.files == Manifest.parse(files.manifest).files, what="it is one of other files")
@@ -200,6 +204,16 @@ def read_lock(content: bytes) -> LockFile:
     return lock
 
 
+def read_recipe(content: bytes) -> Recipe:
+    """A recipe is read, recorded and read again, and then says the same; so it does where a lineage holds it."""
+    recipe = Recipe.parse(content)
+    recorded = json.loads(json.dumps(recipe.to_json(), allow_nan=False))
+    _must(hold=Recipe.from_json(recorded) == recipe, what="what is recorded is another recipe")
+    for layer in recipe.layers:
+        layer.covers("model.layers.0.self_attn.q_proj")
+    return recipe
+
+
 def _yank() -> bytes:
     digest = specimens.version().digest
     return Yank(reference=REFERENCE, digest=digest, created=specimens.CREATED, reason="it swears").to_bytes()
@@ -207,6 +221,10 @@ def _yank() -> bytes:
 
 def _both(pick: Callable[[SignedVersion], bytes]) -> Callable[[], tuple[bytes, ...]]:
     return lambda: (pick(specimens.version()), pick(specimens.sliced_version()))
+
+
+def _manifests() -> tuple[bytes, ...]:
+    return specimens.version().manifest, specimens.sliced_version().manifest, specimens.composed_manifest()
 
 
 def _bundles() -> tuple[bytes, ...]:
@@ -222,10 +240,11 @@ FORMATS: Mapping[str, Format] = {
     "yank": Format(
         seeds=lambda: (_yank(), Bundle.parse(specimens.version().bundle).payload), mutation=JSON, read=read_yank
     ),
-    "manifest": Format(seeds=_both(lambda version: version.manifest), mutation=JSON, read=read_manifest),
+    "manifest": Format(seeds=_manifests, mutation=JSON, read=read_manifest),
     "config": Format(seeds=_both(lambda version: version.config), mutation=JSON, read=read_config),
     "weights": Format(seeds=_both(lambda version: version.weights), mutation=SAFETENSORS, read=read_weights),
     "policy": Format(seeds=lambda: (specimens.trust_policy(),), mutation=TOML, read=read_policy),
     "seen": Format(seeds=lambda: (specimens.seen(),), mutation=JSON, read=read_seen),
     "lock": Format(seeds=lambda: (specimens.lock_file(),), mutation=JSON, read=read_lock),
+    "recipe": Format(seeds=lambda: (specimens.RECIPE,), mutation=TOML, read=read_recipe),
 }

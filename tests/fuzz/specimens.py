@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lora_hub.documents.bundle import SIGNATURE_NAME, Bundle
+from lora_hub.documents.lineage import Lineage, LineageBase, LineageInput
 from lora_hub.documents.lock_file import LockEntry, LockFile
 from lora_hub.documents.manifest import Manifest, Slice, SliceGroup, publish
+from lora_hub.documents.recipe import Recipe
 from lora_hub.documents.seen import Seen, Sight
 from lora_hub.documents.signers import Identity, PublicKey, Signer
 from lora_hub.documents.statement import SignedFiles
@@ -208,3 +210,50 @@ def sliced_version() -> SignedVersion:
     lora = dataclasses.replace(draft.lora, r=r, alpha=alpha, parameters=parameters, slices=slices)
     adapter.manifest = dataclasses.replace(draft, lora=lora).to_bytes()
     return signed_version(adapter)
+
+
+RECIPE = b"""schema = "lora-hub/recipe/v1"
+
+[[inputs]]
+reference = "org/sql@1.2.0"
+id = "sql"
+weight = 0.7
+
+[[inputs]]
+reference = "./chat"
+weight = -1
+
+[method]
+rule = "ties"
+space = "core"
+density = 0.5
+seed = 7
+
+[output]
+rank = "energy:0.9999"
+weights = "given"
+dtype = "bfloat16"
+
+[[layers]]
+match = "*.layers.[0-3].*"
+weights = { sql = 0.9 }
+"""
+
+
+@functools.cache
+def composed_manifest() -> bytes:
+    """Return the manifest of the version, with a lineage."""
+    recipe = Recipe.parse(RECIPE)
+    sql, chat = (
+        LineageInput(id=one.id, weight=one.weight, digest=version().digest, signers=()) for one in recipe.inputs
+    )
+    lineage = Lineage(
+        kind="compose",
+        inputs=(dataclasses.replace(sql, name="org/sql", version="1.2.0", signers=("key ab12",)), chat),
+        base=LineageBase(repo="org/base", revision="main"),
+        recipe=Lineage.recorded(recipe),
+        tool="lora-hub 0.1.0",
+        measured={"retained_energy": 0.9998, "worst_module": "model.layers.0.self_attn.q_proj"},
+        reproducible="rounded",
+    )
+    return dataclasses.replace(Manifest.parse(version().manifest), lineage=lineage).to_bytes()

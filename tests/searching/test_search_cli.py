@@ -38,6 +38,19 @@ def test_the_composed_adapter_has_the_found_weights(compose, examples, tmp_path)
     assert len(report["search"]["trace"]) == 44
 
 
+def test_the_lineage_has_the_losses(compose, examples, tmp_path):
+    """What was found and equal weights are compared in the manifest, which names the examples by their digest."""
+    _, out, _ = compose("--search", str(examples), "--json")
+    search = json.loads(out)["search"]
+    losses = {entry["point"]: entry for entry in search["losses"]}
+    measured = json.loads((tmp_path / "new" / "lora-hub.json").read_text())["lineage"]["measured"]
+
+    assert measured["search_loss"] == pytest.approx(losses["found"]["search"], rel=1e-5)
+    assert measured["holdout_loss"] == pytest.approx(losses["found"]["holdout"], rel=1e-5)
+    assert measured["search_loss_equal"] == pytest.approx(losses["equal weights"]["search"], rel=1e-5)
+    assert measured["examples_sha256"] == search["examples"]["sha256"]
+
+
 def test_people_get_a_table(compose, examples):
     """For people, the losses come first, then the composition; the budget is kept."""
     code, out, err = compose("--search", str(examples), "--budget", "2")
