@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import digest

@@ -9,7 +9,8 @@ from numbers import Real
 import torch
 from torch import nn
 
-from lora_hub.documents.manifest import MAX_RANK, BaseModel
+from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.manifest import MAX_RANK
 from lora_hub.documents.module_names import is_named
 from lora_hub.documents.verified_adapter import hub_name
 from lora_hub.errors import CompatibilityError, UsageError
