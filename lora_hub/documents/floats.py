@@ -34,12 +34,13 @@ FORMATS = {
     "F16": FloatFormat(size=2, digits=11, lowest=-24, top=16),
     "BF16": FloatFormat(size=2, digits=8, lowest=-133, top=128),
 }
+SIZES = {name: kind.size for name, kind in FORMATS.items()} | dict.fromkeys(("I8", "U8", "F8_E4M3", "F8_E5M2"), 1)
 _CODES = {"F64": "d", "F32": "f", "F16": "e", "I8": "b", "U8": "B"}  # of `struct`
 _E4M3_BIAS = 7
 
 
 def decode(content: Bytes, dtype: str) -> list[float]:
-    """Return the numbers that *content*, little-endian, holds; *dtype* is one of `FORMATS` or of one byte.
+    """Return the numbers that *content*, little-endian, holds; *dtype* is one of `SIZES`.
 
     Raises:
         KeyError: No such dtype.
