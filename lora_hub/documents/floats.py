@@ -86,8 +86,9 @@ def rounded(value: float, dtype: str) -> float:
         return value
     kind = FORMATS[dtype]
     spacing = max(math.frexp(value)[1] - kind.digits, kind.lowest)
-    result = math.ldexp(round(math.ldexp(value, -spacing)), spacing)
-    return result if abs(result) <= kind.largest else math.copysign(math.inf, value)
+    units = round(math.ldexp(value, -spacing))
+    is_finite = abs(units) <= math.ldexp(kind.largest, -spacing)
+    return math.ldexp(units, spacing) if is_finite else math.copysign(math.inf, value)
 
 
 def may_be_one(one: float, dtype: str, other: float, other_dtype: str) -> bool:
@@ -120,10 +121,11 @@ def _interval(value: float, dtype: str) -> tuple[_Bound, _Bound, bool]:
         low, high, is_closed = _interval(-value, dtype)
         return -high, -low, is_closed
     kind = FORMATS[dtype]
-    half = Fraction(2) ** (max(math.frexp(value)[1] - kind.digits, kind.lowest) - 1) if math.isfinite(value) else None
-    if half is None:
-        last = _interval(kind.largest, dtype)[1]
-        return last, math.inf, True
-    exact, units = Fraction(value), Fraction(value) / (2 * half)
-    is_power = math.frexp(value)[0] == 0.5 and half > Fraction(2) ** (kind.lowest - 1)  # noqa: PLR2004 - 2^k
-    return exact - (half / 2 if is_power else half), exact + half, units.numerator % 2 == 0
+    if math.isinf(value):
+        return _interval(kind.largest, dtype)[1], math.inf, True
+    mantissa, exponent = math.frexp(value)
+    spacing = max(exponent - kind.digits, kind.lowest) if value else kind.lowest
+    above, exact = Fraction(2) ** spacing, Fraction(value)
+    # Below a power of two the numbers lie twice as dense, unless they are subnormal.
+    below = above / 2 if mantissa == 0.5 and spacing > kind.lowest else above  # noqa: PLR2004
+    return exact - below / 2, exact + above / 2, (exact / above).numerator % 2 == 0
