@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from lora_hub.documents.adapter_config import AdapterConfig
-from lora_hub.documents.adapter_layout import AdapterLayout, read_layout
+from lora_hub.documents.adapter_layout import AdapterLayout, LoraModule, read_layout
 from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes, printable, sha256
 from lora_hub.documents.fingerprint import Fingerprint
@@ -94,7 +94,7 @@ def verify(files: Mapping[str, Bytes], *, source: str, hashed: Iterable[FileEntr
     described = describe(config, layout, tensors, found)
     if manifest is not None:
         check_summary(manifest.lora, described.lora)
-        check_fingerprint(manifest.base.fingerprint, layout)
+        check_fingerprint(manifest.base.fingerprint, layout.modules)
     manifest = manifest or described
     return VerifiedAdapter(
         source=source,
@@ -121,9 +121,9 @@ def check_summary(written: LoraSummary, found: LoraSummary) -> None:
             )
 
 
-def check_fingerprint(fingerprint: Fingerprint | None, layout: AdapterLayout) -> None:
+def check_fingerprint(fingerprint: Fingerprint | None, modules: Iterable[LoraModule]) -> None:
     """Raise `MalformedError` unless the fingerprint is of tensors that the adapter targets, in their shapes."""
-    shapes = {module.path: (module.out_features, module.in_features) for module in layout.modules}
+    shapes = {module.path: (module.out_features, module.in_features) for module in modules}
     for tensor in fingerprint.tensors if fingerprint is not None else ():
         if shapes.get(tensor.path) != tensor.shape:
             found = shapes.get(tensor.path)
