@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.errors import CompatibilityError
 from lora_hub.tensors import DTYPES
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from lora_hub.checkpoint.changes import Changes
     from lora_hub.checkpoint.checkpoint import Checkpoint
 
-_OUTPUTS = ("lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
 _WEIGHT = ".weight"
 _PIECE = 4 * 1024 * 1024  # bytes that are compared at once
 _IMPLIED = {  # the output that a tied model does not store, by the end of its class's name
@@ -30,16 +29,6 @@ _IMPLIED = {  # the output that a tied model does not store, by the end of its c
     "ForMaskedLM": "cls.predictions.decoder",
     "ForPreTraining": "cls.predictions.decoder",
 }
-
-
-def is_output(path: str) -> bool:
-    """Whether the module at *path* is one that turns hidden states into logits of the vocabulary."""
-    return any(path == name or path.endswith(f".{name}") for name in _OUTPUTS)
-
-
-def is_embedding(path: str) -> bool:
-    """Whether the module at *path* is one that turns tokens into hidden states."""
-    return path.rpartition(".")[2] in _EMBEDDINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
