@@ -62,7 +62,15 @@ def test_a_name_without_torch_loads_no_torch(name):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["push", "--help"], ["cache", "--help"], ["demo", "--help"], ["compose", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["push", "--help"],
+        ["cache", "--help"],
+        ["demo", "--help"],
+        ["compose", "--help"],
+        ["check", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(words):
@@ -95,7 +103,7 @@ def test_a_command_without_torch_loads_no_torch(words, home):
 
 
 def test_push_and_pull_load_no_torch(home, tmp_path):
-    """A whole push and pull without a key load neither torch nor a network library, nor cryptography."""
+    """A whole push and pull without a key load neither torch nor a network library; a push asks plugins for rules."""
     from adapter_files import adapter_files
 
     adapter = adapter_files().write(tmp_path / "adapter")
@@ -104,7 +112,18 @@ def test_push_and_pull_load_no_torch(home, tmp_path):
         f"{command('push', str(adapter), 'org/task@1.0.0', *registry)}\n{command('pull', 'org/task', *registry)}"
     )
 
-    assert packages(loaded) & HEAVY == set()
+    assert packages(loaded) & HEAVY == {"pluggy"}
+
+
+def test_a_check_loads_no_torch(home, tmp_path):
+    """A check of an adapter against a base on this machine loads neither torch nor a network library."""
+    from adapter_files import adapter_files
+    from checking.base_models import llama
+
+    adapter, base = adapter_files().write(tmp_path / "adapter"), llama().write(tmp_path / "base")
+    loaded = modules_after(command("check", str(adapter), "--base", str(base)))
+
+    assert packages(loaded) & HEAVY == {"pluggy"}
 
 
 def test_signing_and_verifying_load_no_torch(home, tmp_path):
@@ -123,7 +142,7 @@ def test_signing_and_verifying_load_no_torch(home, tmp_path):
         )
     )
 
-    assert packages(loaded) & HEAVY == {"cryptography", "securesystemslib"}
+    assert packages(loaded) & HEAVY == {"cryptography", "pluggy", "securesystemslib"}
 
 
 def test_a_pinned_version_in_the_store_loads_no_client(hub, home, tmp_path):

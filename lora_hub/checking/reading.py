@@ -40,10 +40,11 @@ from lora_hub.documents.manifest import (
 )
 from lora_hub.documents.safetensors_header import ADAPTER, CHECKPOINT, FileRules, TensorInfo, read_header
 from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest, verify
-from lora_hub.errors import IntegrityError, LoraHubError, MachineError, MalformedError, NotFoundError, PolicyError
+from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, NotFoundError, PolicyError
 from lora_hub.files import machine_errors, read_file, read_hashed
 
 MAX_BESIDE = 10_000  # files that are looked at in one directory
+_WORTH_READING = 256 * 1024 * 1024  # bytes; what is larger and cannot be what the manifest says is not read
 # Of a file that is no adapter's: what can be known of its tensors all the same.
 _LENIENT = FileRules(
     owner="adapter",
@@ -60,7 +61,7 @@ def read_directory(directory: Path, *, base: Base | None = None, requires_base: 
 
     Raises:
         NotFoundError: There is no such directory.
-        MachineError: The machine refuses to read it.
+        MachineError: The machine refuses to list it; a file that it refuses to read is in what comes back.
     """
     with machine_errors():
         if not directory.is_dir():
@@ -72,9 +73,8 @@ def read_directory(directory: Path, *, base: Base | None = None, requires_base: 
     sizes: Mapping[str, int] = {}
     for name in (MANIFEST_NAME, *PAYLOAD_NAMES):
         try:
-            files[name] = _read(directory, name, sizes.get(name), hashed)
-        except MachineError:
-            raise
+            size = sizes.get(name) if beside.get(name, 0) > _WORTH_READING else None
+            files[name] = _read(directory, name, size, hashed)
         except LoraHubError as error:
             unread[name] = error
         if name == MANIFEST_NAME:

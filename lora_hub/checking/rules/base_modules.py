@@ -381,7 +381,7 @@ def larger_than_base(subject: Subject) -> Iterator[Hit]:
 
     Look at `modules_to_save`, and at the rank.
     """
-    if subject.base is None or subject.base.unread or subject.base.is_quantised:
+    if subject.base is None or not subject.base.is_whole or subject.base.unread or subject.base.is_quantised:
         return
     whole = sum(math.prod(info.shape) for info in subject.base.tensors.values())
     own = sum(math.prod(info.shape) for info in subject.tensors.values())

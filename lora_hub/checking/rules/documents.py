@@ -67,7 +67,7 @@ def file_missing(subject: Subject) -> Iterator[Hit]:
 
 @finds("LH003", "file-unreadable")
 def file_unreadable(subject: Subject) -> Iterator[Hit]:
-    """A file is no regular file, or larger than any of its kind.
+    """A file is no regular file, larger than any of its kind, or cannot be read.
 
     A link to a device, a pipe or a directory in place of a file, or a config of gigabytes, is no adapter but an attempt
     to make a reader hang or run out of memory. Sizes are compared before anything is read.
@@ -78,7 +78,7 @@ def file_unreadable(subject: Subject) -> Iterator[Hit]:
 
     ## How to mend it
 
-    Put the file itself there. If the weights are really that large, it is a full model and not an adapter.
+    Put the file itself there, and look at its permissions. If the weights are really that large, it is a full model and not an adapter.
     """
     for name, error in subject.unread.items():
         if not isinstance(error, NotFoundError | IntegrityError):
