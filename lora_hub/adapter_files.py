@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import read_layout
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.lineage import Lineage
-from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, BaseModel, FileEntry, SliceGroup
+from lora_hub.documents.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileEntry, SliceGroup
 from lora_hub.documents.module_names import ModulePattern
 from lora_hub.documents.safetensors_header import read_header
 from lora_hub.documents.verified_adapter import describe, most_common

@@ -237,13 +237,13 @@ def apply_adapter(
         replace: Whether an adapter of the same name gives way.
         trainable: Whether it is to be trained on: A and B become parameters in float32 at least, heads in the dtype of
             the base, which is frozen.
-        allow_other_base: Apply it although its base is of another model type.
+        allow_other_base: Apply it although its base is of another model type, or has other weights than this model.
         registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
         digest: What the digest of its manifest must be; naming it is trust enough.
         lock: A lock file: the reference means what stands there.
 
     Raises:
-        CompatibilityError: It does not fit this model, which is as it was.
+        CompatibilityError: It does not fit this model, or was trained on other weights; the model is as it was.
         MalformedError, IntegrityError, NotFoundError: There is no such adapter, or not a whole one.
         UntrustedError: Nothing vouches for it.
         PolicyError: It is revoked, or not what was pinned, locked or accepted before.

@@ -64,6 +64,7 @@ def check(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     require_base: bool = False,
+    sample: bool = False,
     registry: RegistryLike = None,
 ) -> Report:
     """Return what is wrong with the adapter *source*, alone and on *base*, of which no weights are read.
@@ -78,6 +79,8 @@ def check(
         select: Codes of rules, or beginnings of codes: only these.
         ignore: Not these.
         require_base: Whether that which cannot be decided about the base is an error.
+        sample: Whether a base on the Hub may be asked for every header and for some weights, up to 64 requests more, to
+            compare it with the adapter's fingerprint. Of a base on this machine they are always read.
         registry: A URL or a directory; by default ``LORA_HUB_REGISTRY``, else the Hub.
 
     Raises:
@@ -89,7 +92,7 @@ def check(
     checks = catalogue()
     selection = Selection.of(select, ignore, checks)
     subject = _read(Source(place=references.parse(source), registry=registry))
-    known = None if base is None else read_base(base_files(base), wanted=(*subject.paths, *subject.heads))
+    known = None if base is None else read_base(base_files(base), wanted=_wanted(subject), sample=sample)
     return run_checks(_against(subject, known, requires_base=require_base), checks, selection)
 
 
@@ -110,25 +113,30 @@ def check_all(
         LoraHubError: As `check`; what was yielded before stays true.
     """
     settled = settings or Settings()
-    checker = _Checker.of(settled, _read_base(sources, base))
-    if jobs <= 1 or len(sources) < WORTH_PROCESSES:
+    checker = _Checker.of(settled, _read_base(sources, base, sample=settled.samples))
+    known = checker.base
+    if jobs <= 1 or len(sources) < WORTH_PROCESSES or (known is not None and known.repo is not None):
+        # A client of the Hub belongs to one process; what is known of a base there is asked of it.
         yield from map(checker.check, sources)
         return
     with ProcessPoolExecutor(
-        min(jobs, len(sources)), mp_context=get_context("spawn"), initializer=_begin, initargs=(settled, checker.base)
+        min(jobs, len(sources)), mp_context=get_context("spawn"), initializer=_begin, initargs=(settled, known)
     ) as pool:
         yield from pool.map(_check_here, sources, chunksize=_AT_ONCE)
 
 
-def _read_base(sources: Sequence[Source], base: PathLike | None) -> Base | None:
+def _wanted(subject: Subject) -> tuple[str, ...]:
+    return (*subject.paths, *subject.heads)
+
+
+def _read_base(sources: Sequence[Source], base: PathLike | None, *, sample: bool) -> Base | None:
     """Return what is known of the base; of a large one on the Hub, what the first adapter needs of it."""
     if base is None:
         return None
     files = base_files(base)
     if files.repo is None or not sources:
         return read_base(files)
-    subject = _read(sources[0])
-    return read_base(files, wanted=(*subject.paths, *subject.heads))
+    return read_base(files, wanted=_wanted(_read(sources[0])), sample=sample)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +299,7 @@ def settle(given: Settings, project: Settings) -> Settings:
         fail_on=given.fail_on if given.fail_on is not None else project.fail_on,
         base=base,
         requires_base=given.requires_base or project.requires_base,
+        samples=given.samples or project.samples,
         per_path=project.per_path,
     )
     if settled.requires_base and base is None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from lora_hub.checkpoint.base_files import BaseFiles
+from lora_hub.checkpoint.checkpoint import Checkpoint, Shard
 from lora_hub.documents.checkpoint_index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, CheckpointIndex
 from lora_hub.documents.fields import parse_json_object, printable
 from lora_hub.documents.safetensors_header import CHECKPOINT, TensorInfo, header_end, read_header
@@ -44,11 +45,11 @@ class Base:
         repo: The repository on the Hub, if it comes from there.
         commit: The commit of that repository.
         config: Its ``config.json``.
-        tensors: What the headers that were read say, by name.
         names: All names, those that only the index has included.
         is_whole: Whether *names* are all that there are; else the index was too large to be asked for.
-        digests: SHA-256 in hex of each shard, where the Hub says it.
-        sizes: Bytes of each file.
+        shards: Those whose headers were read.
+        files: Its files, if they can be read from here.
+        may_sample: Whether some of its weights may be read, to compare them with a fingerprint.
         card: The beginning of its model card, if that could be read.
     """
 
@@ -56,12 +57,24 @@ class Base:
     repo: str | None = None
     commit: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    tensors: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
     names: frozenset[str] = field(default=frozenset(), repr=False)
     is_whole: bool = True
-    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
-    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
+    shards: tuple[Shard, ...] = field(default=(), repr=False)
+    files: BaseFiles | None = field(default=None, repr=False)
+    may_sample: bool = False
     card: bytes = field(default=b"", repr=False)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What the headers that were read say, by name."""
+        return {name: info for shard in self.shards for name, info in shard.tensors.items()}
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The base as far as its headers were read, or None if its files are out of reach."""
+        if self.files is None:
+            return None
+        return Checkpoint(files=self.files, config=self.config, config_bytes=b"", index=None, shards=self.shards)
 
     @property
     def model_type(self) -> str | None:
@@ -113,7 +126,7 @@ class Base:
         return (next(iter(alike)), False) if len(alike) == 1 else (None, False)
 
 
-def read_base(files: BaseFiles, *, wanted: Iterable[str] = ()) -> Base:
+def read_base(files: BaseFiles, *, wanted: Iterable[str] = (), sample: bool = False) -> Base:
     """Return what is known of the base that *files* are.
 
     Of a base on the Hub at most `MAX_REQUESTS` are made, those of its list of files included, and less than `MAX_BYTES`
@@ -122,12 +135,15 @@ def read_base(files: BaseFiles, *, wanted: Iterable[str] = ()) -> Base:
     Args:
         files: The base.
         wanted: Paths of modules that are of interest, whose shards are read first.
+        sample: Whether a base on the Hub may be asked for more: every header, and later some weights.
 
     Raises:
         NotFoundError: There is no config, or no weights in safetensors.
         MalformedError: A document or a header is malformed.
     """
-    return _Reading(files, is_bounded=files.repo is not None).read(frozenset(map(kind_of, wanted)))
+    is_remote = files.repo is not None
+    read = _Reading(files, is_bounded=is_remote and not sample).read(frozenset(map(kind_of, wanted)))
+    return replace(read, may_sample=sample or not is_remote)
 
 
 class _Reading:
@@ -137,7 +153,7 @@ class _Reading:
         self._files = files
         self._is_bounded = is_bounded
         self._requests, self._bytes = MAX_REQUESTS - _ASKED, MAX_BYTES - len(files.sizes) * 256
-        self._tensors: dict[str, TensorInfo] = {}
+        self._shards: list[Shard] = []
 
     def read(self, wanted: frozenset[str]) -> Base:
         sizes = self._files.sizes
@@ -147,18 +163,18 @@ class _Reading:
             if not self._may_ask(min(_FIRST, sizes[shard])):
                 break
             self._read_header(shard)
-        names = frozenset(self._tensors) if index is None else frozenset(index.weight_map)
+        read = frozenset(name for shard in self._shards for name in shard.tensors)
+        names = read if index is None else frozenset(index.weight_map)
         is_whole = index is not None or SINGLE_NAME in sizes
         return Base(
             name=self._files.name,
             repo=self._files.repo,
             commit=self._files.commit,
             config=config,
-            tensors=self._tensors,
-            names=names | frozenset(self._tensors),
+            names=names | read,
             is_whole=is_whole,
-            digests={n: digest for n in sizes if _WEIGHTS.fullmatch(n) and (digest := self._files.sha256(n))},
-            sizes=dict(sizes),
+            shards=tuple(self._shards),
+            files=self._files,
             card=self._card(),
         )
 
@@ -200,7 +216,8 @@ class _Reading:
                 if not self._may_ask(end - len(start)):
                     return
                 start += self._ask(shard, len(start), end)
-            self._tensors |= read_header(start[:end], size=size, rules=CHECKPOINT)
+            tensors = read_header(start[:end], size=size, rules=CHECKPOINT)
+            self._shards.append(Shard(name=shard, size=size, header=start[:end], tensors=tensors, metadata=None))
         except LoraHubError as error:
             raise error.within(f"`{shard}` of the base") from error
 

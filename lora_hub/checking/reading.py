@@ -159,6 +159,7 @@ def _whole(known: Mapping[str, Any], adapter: VerifiedAdapter) -> Subject:
     layout = adapter.layout
     return Subject(
         **known,
+        adapter=adapter,
         digest=adapter.digest,
         found=adapter.manifest.files,
         document=_document(known["files"]),

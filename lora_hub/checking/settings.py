@@ -17,7 +17,7 @@ from lora_hub.files import read_file
 FILE_NAME = "pyproject.toml"
 MAX_FILE = 4 * 1024 * 1024  # bytes
 SEVERITIES = {str(severity): severity for severity in Severity}
-_KEYS = ("base", "fail-on", "ignore", "per-path", "require-base", "select")
+_KEYS = ("base", "fail-on", "ignore", "per-path", "require-base", "sample", "select")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ class Settings:
         fail_on: What a finding must be for the check to fail.
         base: What to check against.
         requires_base: Whether that which cannot be decided about the base is an error.
+        samples: Whether a base on the Hub may be asked for weights, too.
         per_path: Rules that are ignored for the sources that a shell pattern matches.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     fail_on: Severity | None = None
     base: str | None = None
     requires_base: bool = False
+    samples: bool = False
     per_path: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ignored_at(self, source: str) -> tuple[str, ...]:
@@ -73,13 +75,11 @@ def _parse(table: Mapping[str, Any]) -> Settings:
     for key in table:
         if key not in _KEYS:
             raise _wrong(key, table[key], f"one of the keys {', '.join(_KEYS)}")
-    fail_on, base, requires_base = table.get("fail-on"), table.get("base"), table.get("require-base", False)
+    fail_on, base, requires_base = table.get("fail-on"), table.get("base"), _switch(table, "require-base")
     if fail_on is not None and fail_on not in list(SEVERITIES):
         raise _wrong("fail-on", fail_on, " or ".join(SEVERITIES))
     if base is not None and not isinstance(base, str):
         raise _wrong("base", base, "a repository or a directory")
-    if not isinstance(requires_base, bool):
-        raise _wrong("require-base", requires_base, "true or false")
     per_path = _table(table.get("per-path", {}), what="tool.lora-hub.check.per-path")
     return Settings(
         select=_codes(table, "select"),
@@ -87,8 +87,15 @@ def _parse(table: Mapping[str, Any]) -> Settings:
         fail_on=None if fail_on is None else SEVERITIES[fail_on],
         base=base,
         requires_base=requires_base,
+        samples=_switch(table, "sample"),
         per_path={pattern: _codes(per_path, pattern) for pattern in per_path},
     )
+
+
+def _switch(table: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(table.get(key, False), bool):
+        raise _wrong(key, table[key], "true or false")
+    return bool(table.get(key, False))
 
 
 def _codes(table: Mapping[str, Any], key: str) -> tuple[str, ...]:

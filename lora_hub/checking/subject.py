@@ -10,11 +10,14 @@ from typing import Any
 from lora_hub.checking.base import Base
 from lora_hub.checking.fit import Fit
 from lora_hub.checking.values import Values
+from lora_hub.checkpoint.fingerprint import REQUESTS, compare_with_files
 from lora_hub.documents.adapter_config import AdapterConfig
 from lora_hub.documents.adapter_layout import Keys, LoraModule
+from lora_hub.documents.base_verdict import Verdict, undecided
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.manifest import WEIGHTS_NAME, FileEntry, Manifest
 from lora_hub.documents.safetensors_header import TensorInfo
+from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import LoraHubError, MalformedError
 
 
@@ -42,6 +45,7 @@ class Subject:
         modules: The modules whose A and B make a pair.
         bad_modules: Why the others make none, by path.
         bad_tensors: Why a tensor has no purpose, by key.
+        adapter: What `verify` made of it, if it is whole.
         base: What it is checked against.
         requires_base: Whether that which cannot be decided about the base is an error.
     """
@@ -65,6 +69,7 @@ class Subject:
     modules: tuple[LoraModule, ...] = ()
     bad_modules: Mapping[str, MalformedError] = field(default_factory=dict)
     bad_tensors: Mapping[str, MalformedError] = field(default_factory=dict)
+    adapter: VerifiedAdapter | None = None
     base: Base | None = None
     requires_base: bool = False
 
@@ -90,6 +95,18 @@ class Subject:
     def fit(self) -> Fit | None:
         """Where its modules lie in the base, if there is one."""
         return None if self.base is None else Fit.of(self.base, (*self.paths, *self.heads))
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """Whether the base is the one that it was trained on; None where there is no base, or no whole adapter."""
+        checkpoint = self.base.checkpoint if self.base is not None else None
+        if self.base is None or self.adapter is None:
+            return None
+        if checkpoint is None:
+            return undecided("its files are out of reach")
+        is_remote = self.base.repo is not None
+        reads = (REQUESTS if is_remote else None) if self.base.may_sample else 0
+        return compare_with_files(self.adapter, checkpoint, max_reads=reads)
 
     @property
     def named_base(self) -> str | None:

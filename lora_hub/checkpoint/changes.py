@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.known_model import KnownModel, known_model
-from lora_hub.checkpoint.names import Names, Prefix, find_names, is_output, not_found
+from lora_hub.checkpoint.names import Names, Prefix, find_names, not_found
 from lora_hub.checkpoint.orientation import is_transposed
 from lora_hub.checkpoint.plan import Added, Replaced, Source
+from lora_hub.checkpoint.token_layers import is_output
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.fields import printable
 from lora_hub.documents.safetensors_header import TensorInfo

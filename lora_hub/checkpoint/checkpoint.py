@@ -10,9 +10,14 @@ from typing import Any
 from lora_hub.checkpoint.base_files import BaseFiles
 from lora_hub.documents.checkpoint_index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, CheckpointIndex
 from lora_hub.documents.fields import canonical_json, parse_json_object, printable, sha256
-from lora_hub.documents.safetensors_header import CHECKPOINT, TensorInfo, header_end, read_header_and_metadata
+from lora_hub.documents.safetensors_header import (
+    CHECKPOINT,
+    ITEM_SIZE,
+    TensorInfo,
+    header_end,
+    read_header_and_metadata,
+)
 from lora_hub.errors import LoraHubError, MalformedError, NotFoundError
-from lora_hub.tensors import DTYPES
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 4 * 1024 * 1024  # bytes
@@ -57,7 +62,7 @@ class Checkpoint:
         sizes: Counter[str] = Counter()
         for shard in self.shards:
             for info in shard.tensors.values():
-                sizes[info.dtype] += info.stop - info.start if info.dtype in DTYPES else 0
+                sizes[info.dtype] += info.stop - info.start if info.dtype in ITEM_SIZE else 0
         return max(sizes, key=lambda dtype: (sizes[dtype], dtype)) if sizes.total() else "F32"
 
     def identity(self) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from lora_hub.composing.exactness import reproducible
 from lora_hub.composing.factors import Factors
 from lora_hub.composing.rank import Rank
 from lora_hub.documents.adapter_layout import PREFIX
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import BaseModel
 from lora_hub.documents.verified_adapter import DTYPE_NAMES, hub_name
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.rounding import rounded

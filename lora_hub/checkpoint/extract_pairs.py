@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.known_model import KnownModel, known_model
-from lora_hub.checkpoint.names import Prefix, is_embedding, is_output
+from lora_hub.checkpoint.names import Prefix
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.fields import printable
 from lora_hub.documents.module_names import is_named, names_of, owners_of
 from lora_hub.documents.safetensors_header import TensorInfo

@@ -14,18 +14,6 @@ from lora_hub.documents.module_names import names_of
 from lora_hub.errors import CompatibilityError
 
 _WEIGHT = ".weight"
-_OUTPUTS = ("lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
-
-
-def is_output(path: str) -> bool:
-    """Whether the module at *path* is one that turns hidden states into logits of the vocabulary."""
-    return any(path == name or path.endswith(f".{name}") for name in _OUTPUTS)
-
-
-def is_embedding(path: str) -> bool:
-    """Whether the module at *path* is one that turns tokens into hidden states."""
-    return path.rpartition(".")[2] in _EMBEDDINGS
 
 
 class Names(Protocol):

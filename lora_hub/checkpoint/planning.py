@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from lora_hub.checkpoint.changes import Changes, find_changes
 from lora_hub.checkpoint.checkpoint import Checkpoint
+from lora_hub.checkpoint.fingerprint import REQUESTS, compare_with_files
 from lora_hub.checkpoint.model_config import changed_config
-from lora_hub.checkpoint.names import is_embedding, is_output
 from lora_hub.checkpoint.plan import Added, MergePlan, Replaced, ShardPlan, Source, Target
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.checkpoint.vocabulary import Vocabulary, settle
 from lora_hub.composing.inputs import common_base
 from lora_hub.documents.fields import printable
@@ -79,6 +80,21 @@ def _check_base(checkpoint: Checkpoint, sources: Sequence[Source], *, allow_othe
             f"`{checkpoint.files.name}` is of {what} {printable(found)}",
             hint="name the adapter's own base; `--allow-other-base` merges all the same, if the shapes fit",
         )
+    if not allow_other_base:
+        _check_weights(checkpoint, sources)
+
+
+def _check_weights(checkpoint: Checkpoint, sources: Sequence[Source]) -> None:
+    """Of files on the Hub only some weights are asked for, before any of them is downloaded."""
+    for source in sources:
+        adapter = source.input.adapter
+        verdict = compare_with_files(adapter, checkpoint, max_reads=REQUESTS if checkpoint.files.repo else None)
+        if verdict.is_other:
+            raise CompatibilityError(
+                f"`{source.input.name}` was trained on {adapter.manifest.base}, `{checkpoint.files.name}` is another "
+                f"base: {verdict.reason}",
+                hint="name the adapter's own base; `--allow-other-base` merges into a sibling all the same",
+            )
 
 
 def _plan_shards(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_hub.checkpoint.names import is_embedding, is_output
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.errors import CompatibilityError
 from lora_hub.tensors import DTYPES
 

@@ -34,6 +34,7 @@ _COLORS = {3: "red", 2: "yellow", 1: "cyan"}
 @click.option("--output", "outputs", metavar="FORMAT=FILE", multiple=True, help="Write a file too: sarif=check.sarif.")
 @click.option("--replay", is_flag=True, help="Run the golden inputs on the base, too; this needs torch.")
 @click.option("--require-base", is_flag=True, help="What cannot be decided about the base is an error.")
+@click.option("--sample", is_flag=True, help="Ask the Hub for some of the base's weights, up to 64 requests more.")
 @click.option("--lock", "lock", metavar="FILE", help="Check all that this lock file locks.")
 @click.option("--all", "prefix", metavar="PREFIX", help="The newest version of each adapter whose name begins so.")
 @registry_option
@@ -50,6 +51,7 @@ def check(
     outputs: tuple[str, ...],
     replay: bool,
     require_base: bool,
+    sample: bool,
     lock: str | None,
     prefix: str | None,
     registry: str | None,
@@ -78,6 +80,7 @@ def check(
         fail_on=SEVERITIES[fail_on] if fail_on else None,
         base=base,
         requires_base=require_base,
+        samples=sample,
     )
     files = _files(outputs)
     settled = checkup.settle(given, read_settings(Path()))

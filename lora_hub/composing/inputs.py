@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from lora_hub.composing.factors import Factors
 from lora_hub.documents.adapter_config import scaling
 from lora_hub.documents.adapter_layout import LoraModule
+from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.common_fingerprint import contradiction, united
 from lora_hub.documents.fields import printable
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.fingerprint import Fingerprint
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError, MalformedError
 from lora_hub.tensors import tensor_of
@@ -88,7 +91,12 @@ def common_base(inputs: Sequence[Input], *, allow_other_base: bool = False) -> B
                 hint="deltas of different bases do not add up; `--allow-other-base` takes siblings of one base",
             )
         base = _merged(base, own)
-    return base
+    shards = {own.shards for one in inputs if (own := one.adapter.manifest.base).shards}
+    return replace(
+        base,
+        fingerprint=_common_fingerprint(inputs, allow_other_base=allow_other_base),
+        shards=shards.pop() if len(shards) == 1 else (),
+    )
 
 
 def _merged(one: BaseModel, other: BaseModel) -> BaseModel:
@@ -97,6 +105,21 @@ def _merged(one: BaseModel, other: BaseModel) -> BaseModel:
         revision=one.revision or other.revision,
         model_type=one.model_type or other.model_type,
     )
+
+
+def _common_fingerprint(inputs: Sequence[Input], *, allow_other_base: bool) -> Fingerprint | None:
+    """Return what the fingerprints of *inputs* say together; of siblings, None, since they are of no one base."""
+    known = [(one.name, found) for one in inputs if (found := one.adapter.manifest.base.fingerprint) is not None]
+    for (name, found), (other, second) in itertools.combinations(known, 2):
+        difference = contradiction(found, second)
+        if difference is not None and allow_other_base:
+            return None
+        if difference is not None:
+            raise CompatibilityError(
+                f"`{name}` and `{other}` were trained on bases with different weights: {difference}",
+                hint="deltas of different bases do not add up; `--allow-other-base` takes siblings of one base",
+            )
+    return united([found for _, found in known])
 
 
 def _check_shapes(inputs: Sequence[Input]) -> None:

@@ -13,7 +13,7 @@ from lora_hub.composing.merging import Method
 from lora_hub.composing.rank import Rank
 from lora_hub.composing.weights import Weights, weights_of
 from lora_hub.documents.adapter_layout import LoraModule
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.recipe import Recipe
 from lora_hub.errors import UsageError
 from lora_hub.plugin_manager import plugins

@@ -42,7 +42,7 @@ class CheckpointIndex:
         weight_map = fields.object("weight_map").values
         for tensor, shard in weight_map.items():
             # It becomes the name of a file that is read, and of one that is written.
-            if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            if not isinstance(shard, str) or not is_shard_name(shard):
                 raise DocumentError(
                     f"{printable(shard)} is no plain name of a safetensors file",
                     context=f"weight_map[{printable(tensor)}]",
@@ -66,6 +66,11 @@ class CheckpointIndex:
     def to_bytes(self) -> bytes:
         """Return the bytes of the file; same index, same bytes."""
         return canonical_json({"metadata": dict(self.metadata), "weight_map": dict(self.weight_map)})
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether *name* is the plain name of a safetensors file."""
+    return _SHARD.fullmatch(name) is not None
 
 
 def _check_limits(weight_map: Mapping[str, str]) -> None:

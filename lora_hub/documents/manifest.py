@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes, Fields, canonical_json, is_sha256, is_time, parse_json_object, sha256
 from lora_hub.documents.golden import Golden
 from lora_hub.documents.lineage import Lineage
+from lora_hub.documents.runs import are_runs
 from lora_hub.reference import AdapterRef
 from lora_hub.version import Version
 
@@ -27,7 +29,6 @@ MAX_FILE = 16 * 1024**3  # bytes
 MAX_CARD = 1024 * 1024  # bytes
 MAX_RANK = 65_536
 MAX_EXCEPTIONS = 256
-MAX_FEATURES = 2**31
 
 _CODE = re.compile(r"[A-Z]{2,8}[0-9]{3}", re.ASCII)  # of a check
 
@@ -44,15 +45,6 @@ class FileEntry:
     def of(cls, name: str, content: Bytes) -> Self:
         """Return the entry that describes *content*."""
         return cls(name=name, size=len(content), sha256=sha256(content))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseModel:
-    """The base model that the adapter was trained on, as far as it is known."""
-
-    repo: str | None = None
-    revision: str | None = None
-    model_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +91,7 @@ class Manifest:
 
     lora: LoraSummary
     files: tuple[FileEntry, ...]
-    base: BaseModel = BaseModel()
+    base: BaseModel = BaseModel()  # noqa: RUF009 - frozen, so it may be shared
     name: str | None = None
     version: str | None = None
     created: str | None = None
@@ -127,9 +119,7 @@ class Manifest:
             "created": self.created,
             "license": self.license,
             "exceptions": list(self.exceptions) or None,
-            "base": _without_none(
-                {"repo": self.base.repo, "revision": self.base.revision, "model_type": self.base.model_type}
-            ),
+            "base": self.base.to_json(),
             "lora": _lora_to_json(self.lora),
             "files": [dataclasses.asdict(file) for file in self.files],
             "lineage": None if self.lineage is None else self.lineage.to_json(),
@@ -149,18 +139,13 @@ class Manifest:
         fields = Fields(parse_json_object(content, what=f"`{MANIFEST_NAME}`", limit=MAX_MANIFEST))
         fields.check_schema(SCHEMA)
         name, version, created = _parse_identity(fields)
-        base = fields.object("base")
         return cls(
             name=name,
             version=version,
             created=created,
             license=fields.present_text("license"),
             exceptions=_parse_exceptions(fields),
-            base=BaseModel(
-                repo=base.present_text("repo"),
-                revision=base.present_text("revision"),
-                model_type=base.present_text("model_type"),
-            ),
+            base=BaseModel.parse(fields.object("base")),
             lora=_parse_lora(fields.object("lora")),
             files=parse_files(fields),
             lineage=Lineage.parse(fields.object("lineage")) if "lineage" in fields.values else None,
@@ -268,17 +253,5 @@ def _parse_group(fields: Fields) -> SliceGroup:
 
 
 def _parse_rows(fields: Fields) -> tuple[tuple[int, int], ...]:
-    runs = fields.read("rows", list, "runs `[start, stop]` in rising order", _are_runs)
+    runs = fields.read("rows", list, "runs `[start, stop]` in rising order", are_runs)
     return tuple((start, stop) for start, stop in runs)
-
-
-def _are_runs(runs: list[Any]) -> bool:
-    """Whether *runs* are non-empty half-open runs that rise and do not overlap."""
-    position = 0
-    for run in runs:
-        match run:
-            case [start, stop] if type(start) is type(stop) is int and position <= start < stop <= MAX_FEATURES:
-                position = stop
-            case _:
-                return False
-    return bool(runs)

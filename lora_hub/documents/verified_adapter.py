@@ -11,15 +11,16 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from lora_hub.documents.adapter_config import AdapterConfig
-from lora_hub.documents.adapter_layout import AdapterLayout, read_layout
+from lora_hub.documents.adapter_layout import AdapterLayout, LoraModule, read_layout
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes, printable, sha256
+from lora_hub.documents.fingerprint import Fingerprint
 from lora_hub.documents.lineage import Lineage
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
     PAYLOAD_NAMES,
     WEIGHTS_NAME,
-    BaseModel,
     FileEntry,
     LoraSummary,
     Manifest,
@@ -93,6 +94,7 @@ def verify(files: Mapping[str, Bytes], *, source: str, hashed: Iterable[FileEntr
     described = describe(config, layout, tensors, found)
     if manifest is not None:
         check_summary(manifest.lora, described.lora)
+        check_fingerprint(manifest.base.fingerprint, layout.modules)
     manifest = manifest or described
     return VerifiedAdapter(
         source=source,
@@ -115,6 +117,19 @@ def check_summary(written: LoraSummary, found: LoraSummary) -> None:
             raise MalformedError(
                 f"`{MANIFEST_NAME}` says {what} is {printable(getattr(written, what))}, "
                 f"config and tensors say {printable(getattr(found, what))}",
+                hint=f"save the adapter again, or delete `{MANIFEST_NAME}` beside it",
+            )
+
+
+def check_fingerprint(fingerprint: Fingerprint | None, modules: Iterable[LoraModule]) -> None:
+    """Raise `MalformedError` unless the fingerprint is of tensors that the adapter targets, in their shapes."""
+    shapes = {module.path: (module.out_features, module.in_features) for module in modules}
+    for tensor in fingerprint.tensors if fingerprint is not None else ():
+        if shapes.get(tensor.path) != tensor.shape:
+            found = shapes.get(tensor.path)
+            raise MalformedError(
+                f"`{MANIFEST_NAME}` has a fingerprint of `{tensor.path}` of shape {list(tensor.shape)}, "
+                + (f"the adapter's is {list(found)}" if found else "which the adapter does not target"),
                 hint=f"save the adapter again, or delete `{MANIFEST_NAME}` beside it",
             )
 

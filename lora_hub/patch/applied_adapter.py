@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import StateError
 from lora_hub.patch.bits import digest
@@ -85,9 +85,10 @@ class AppliedAdapter:
     arrival: int = field(default_factory=itertools.count().__next__)
     deltas: Deltas = field(default_factory=lambda: Deltas({}))
     _saved_digest: str | None = None
+    _is_trained: bool = False
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in {"active", "deltas", "_saved_digest"} and hasattr(self, name):
+        if name not in {"active", "deltas", "_saved_digest", "_is_trained"} and hasattr(self, name):
             raise AttributeError(f"`{name}` of an applied adapter is fixed: apply it again with `replace=True`")
         object.__setattr__(self, name, value)
 
@@ -194,9 +195,15 @@ class AppliedAdapter:
         # Cast, but never trained: all that was made here is still B = 0.
         return bool(self.heads) or any(bool(t.any()) for n, t in self.weights().tensors() if n.endswith("lora_B"))
 
+    def was_trained_here(self) -> bool:
+        """Whether its values come from training on the base at hand: made here, or changed since it was loaded."""
+        return self.info.digest is None or self._is_trained or self.has_unsaved_changes()
+
     def mark_saved(self) -> None:
         """Remember the present values as saved."""
-        self._saved_digest = self.state_digest()
+        present = self.state_digest()
+        self._is_trained = self._is_trained or self._saved_digest not in {None, present}
+        self._saved_digest = present
 
     def state_digest(self) -> str:
         """Return a digest of all values of the adapter."""

@@ -17,6 +17,7 @@ from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.delta import Delta
 from lora_hub.patch.deltas import Deltas
 from lora_hub.patch.factors import PartWeights
+from lora_hub.patch.fingerprint import check_is_the_base
 from lora_hub.patch.fit import check_fits
 from lora_hub.patch.layer import check_belongs, check_forward_is_reachable, patch_module
 from lora_hub.patch.model_patch import PATCH, ModelPatch
@@ -61,6 +62,8 @@ def apply(
     weights = load_weights(adapter)
     everything = modules_by_path(model)
     check_fits(model, everything, adapter, allow_other_base=options.allow_other_base)
+    if not options.allow_other_base:
+        check_is_the_base(model, everything, adapter)
     handle = attach(model, everything, AdapterInfo.of(adapter), weights.modules, weights.heads, options)
     if read_again is not None and not handle.trainable:
         handle.deltas.come_back = functools.partial(_come_back, handle, read_again)

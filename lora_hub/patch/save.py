@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from lora_hub.documents.safetensors_header import TensorInfo
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import CompatibilityError, MalformedError, StateError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
+from lora_hub.patch.base import trained_on
 from lora_hub.patch.factors import Part, PartWeights
 from lora_hub.patch.layer import base_state
 from lora_hub.patch.projections import features, linear_modules, modules_by_path
@@ -35,7 +37,8 @@ def save_adapter(adapter: AppliedAdapter, directory: str | os.PathLike[str]) -> 
     """Write *adapter* into *directory* and return it; PEFT, transformers and vLLM load it as it is.
 
     Three files: ``adapter_config.json`` (full module paths), ``adapter_model.safetensors`` (dtypes as trained) and the
-    draft manifest ``lora-hub.json``. Same adapter, same bytes.
+    draft manifest ``lora-hub.json``, with a fingerprint of the base if the adapter was trained here. Same adapter on
+    the same base, same bytes.
 
     Raises:
         StateError: The adapter was removed.
@@ -52,7 +55,7 @@ def adapter_files(adapter: AppliedAdapter) -> dict[str, Bytes]:
     """Return the three files of *adapter*, by name."""
     weights = adapter.weights()
     parts = weights.parts()
-    info = adapter.info
+    info = replace(adapter.info, base=trained_on(adapter))
     return files_of(
         _config(info, parts, adapter.heads, adapter.patch.model),
         peft_tensors(weights, _widths(adapter.modules, parts)),

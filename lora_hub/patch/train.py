@@ -9,15 +9,15 @@ from numbers import Real
 import torch
 from torch import nn
 
-from lora_hub.documents.manifest import MAX_RANK, BaseModel
+from lora_hub.documents.manifest import MAX_RANK
 from lora_hub.documents.module_names import is_named
-from lora_hub.documents.verified_adapter import hub_name
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.patch.applied_adapter import AdapterInfo, AppliedAdapter
 from lora_hub.patch.attach import Options, attach
+from lora_hub.patch.base import base_of
 from lora_hub.patch.factors import Part, PartWeights, init_factors
 from lora_hub.patch.on_model import unwrap
-from lora_hub.patch.projections import Target, features, locate, model_type, modules_by_path
+from lora_hub.patch.projections import Target, features, locate, modules_by_path
 from lora_hub.patch.save import check_can_be_saved
 
 
@@ -68,7 +68,7 @@ def add_adapter(
         use_rslora=use_rslora,
         lora_dropout=_probability(lora_dropout),
         task_type=task_type,
-        base=_base_of(model, base_model),
+        base=base_of(model, base_model),
     )
     alpha = _number(lora_alpha, "lora_alpha")
     everything = modules_by_path(model)
@@ -154,12 +154,3 @@ def _number(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise UsageError(f"{what} is {value!r}, expected a finite number", hint="write it as 16 or 0.05")
     return int(value) if isinstance(value, int) else float(value)
-
-
-def _base_of(model: nn.Module, name: str | None) -> BaseModel:
-    config = getattr(model, "config", None)
-    return BaseModel(
-        repo=name or hub_name(getattr(config, "_name_or_path", None)),
-        revision=getattr(config, "_commit_hash", None),
-        model_type=model_type(model),
-    )

@@ -233,7 +233,7 @@ def test_an_embedding_among_several_is_refused(tmp_path, merge):
 )
 def test_a_base_of_another_type_needs_a_word(tmp_path, model_type, allowed, fits):
     """As with `apply_adapter`."""
-    from lora_hub.documents.manifest import BaseModel
+    from lora_hub.documents.base_model import BaseModel
     from lora_hub.documents.verified_adapter import describe, verify
 
     files = adapter_files().files()

@@ -13,7 +13,7 @@ from lora_hub.adapter_files import config_of, files_of
 from lora_hub.composing.compose import Composed, compose
 from lora_hub.composing.factors import Factors
 from lora_hub.composing.inputs import Input
-from lora_hub.documents.manifest import BaseModel
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.recipe import Recipe, RecipeInput
 from lora_hub.documents.verified_adapter import VerifiedAdapter, verify
 from lora_hub.tensors import tensor_of

@@ -22,7 +22,8 @@ from made_adapters import (
 
 from lora_hub.composing.factors import Factors
 from lora_hub.composing.inputs import Input
-from lora_hub.documents.manifest import BaseModel, Slice, SliceGroup
+from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.recipe import LayerWeights
 from lora_hub.errors import CompatibilityError, MalformedError, UsageError
 from lora_hub.tensors import tensor_of

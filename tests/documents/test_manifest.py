@@ -20,17 +20,28 @@ SCHEMA = json.loads(schemas.schema("manifest"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 # Valid, but not the bytes that we would write: unknown keys are not kept, nor is another order or indent.
-NOT_CANONICAL = {"bytes_are_not_canonical", "keys_are_unknown"}
+NOT_CANONICAL = {"bytes_are_not_canonical", "fingerprint_scheme_is_newer", "keys_are_unknown"}
 
 # What JSON Schema cannot say: runs rise, a key stands once, a number is finite, a string is Unicode.
 BEYOND_A_SCHEMA = {
     "alpha_is_nan",
+    "fingerprint_layers_are_without_number",
+    "fingerprint_layers_overlap",
+    "fingerprint_module_stands_twice",
+    "fingerprint_offset_is_beyond_the_inputs",
+    "fingerprint_offsets_are_too_few",
+    "fingerprint_values_are_cut_off",
+    "fingerprint_values_are_too_few",
+    "fingerprint_values_are_too_many",
+    "fingerprint_values_hold_infinity",
+    "fingerprint_values_hold_nan",
     "license_is_half_a_surrogate_pair",
     "lineage_id_stands_twice",
     "name_stands_twice",
     "rows_fall",
     "rows_hold_an_empty_run",
     "rows_overlap",
+    "shard_stands_twice",
 }
 
 # Where the error points; "" is the document as a whole.
@@ -58,6 +69,29 @@ CONTEXTS = {
     "files_has_three": "files",
     "files_holds_a_string": "files",
     "files_is_an_object": "files",
+    "fingerprint_dtype_is_int8": "base.fingerprint.tensors[0].dtype",
+    "fingerprint_is_a_string": "base.fingerprint",
+    "fingerprint_layers_are_without_number": "base.fingerprint.tensors[1].layers",
+    "fingerprint_layers_have_no_star": "base.fingerprint.tensors[0].module",
+    "fingerprint_layers_overlap": "base.fingerprint.tensors[1].layers",
+    "fingerprint_module_has_a_slash": "base.fingerprint.tensors[0].module",
+    "fingerprint_module_has_two_stars": "base.fingerprint.tensors[1].module",
+    "fingerprint_module_stands_twice": "base.fingerprint.tensors",
+    "fingerprint_offset_is_beyond_the_inputs": "base.fingerprint.tensors[1].offsets",
+    "fingerprint_offsets_are_too_few": "base.fingerprint.tensors[1].offsets",
+    "fingerprint_scheme_is_missing": "base.fingerprint.scheme",
+    "fingerprint_shape_is_flat": "base.fingerprint.tensors[0].shape",
+    "fingerprint_shape_is_too_large": "base.fingerprint.tensors[0].shape",
+    "fingerprint_star_has_no_layers": "base.fingerprint.tensors[1].module",
+    "fingerprint_star_is_half_a_component": "base.fingerprint.tensors[1].module",
+    "fingerprint_tensors_are_empty": "base.fingerprint.tensors",
+    "fingerprint_values_are_cut_off": "base.fingerprint.tensors[0].values",
+    "fingerprint_values_are_empty": "base.fingerprint.tensors[0].values",
+    "fingerprint_values_are_not_base64": "base.fingerprint.tensors[0].values",
+    "fingerprint_values_are_too_few": "base.fingerprint.tensors[1].values",
+    "fingerprint_values_are_too_many": "base.fingerprint.tensors[0].values",
+    "fingerprint_values_hold_infinity": "base.fingerprint.tensors[1].values",
+    "fingerprint_values_hold_nan": "base.fingerprint.tensors[0].values",
     "golden_dtype_is_unknown": "golden.dtype",
     "golden_has_no_case": "golden.cases",
     "golden_has_too_many_cases": "golden.cases",
@@ -130,6 +164,10 @@ CONTEXTS = {
     "sha256_is_md5": "files[0].sha256",
     "sha256_is_missing": "files[1].sha256",
     "sha256_is_upper_case": "files[0].sha256",
+    "shard_name_escapes_root": "base.shards[0].name",
+    "shard_sha256_is_upper_case": "base.shards[1].sha256",
+    "shard_stands_twice": "base.shards",
+    "shards_are_empty": "base.shards",
     "size_is_a_fraction": "files[1].size",
     "size_is_a_string": "files[1].size",
     "size_is_missing": "files[1].size",

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_hub.documents.adapter_config import AdapterConfig
-from lora_hub.documents.manifest import BaseModel, Manifest, publish
+from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.manifest import Manifest, publish
 from lora_hub.documents.model_card import update_card
 from lora_hub.documents.verified_adapter import verify
 from lora_hub.errors import MalformedError

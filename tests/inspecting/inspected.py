@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lora_hub.adapter_files import config_of, files_of
 from lora_hub.composing.inputs import Input
+from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.manifest import BaseModel, SliceGroup
+from lora_hub.documents.manifest import SliceGroup
 from lora_hub.documents.verified_adapter import verify
 from lora_hub.inspecting.analysis import analyse
 from lora_hub.inspecting.findings import Inspection

@@ -26,6 +26,21 @@ from lora_hub.registry.trust_file import TrustFile
 REGISTRIES = ["directory_registry", "hub_over_xet", "hub_over_lfs", "memory_registry", "s3_registry"]
 
 
+# What a signature, a yank or a memory means does not depend on how bytes travel: there, three of the registries are the
+# quick suite's, and the others those of the full counts.
+MEANING = {"test_signed.py", "test_yank.py", "test_rollback.py"}
+OTHERS = {"hub_over_lfs", "s3_registry"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is not selected goes
+def pytest_collection_modifyitems(items) -> None:
+    """Leave tests of what signatures mean to the full counts on registries that are like another one."""
+    for item in items:
+        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if item.path.name in MEANING and any(isinstance(value, str) and value in OTHERS for value in chosen):
+            item.add_marker(pytest.mark.full)
+
+
 @pytest.fixture(params=REGISTRIES)
 def registry(request) -> Registry:
     """An empty registry of each kind."""

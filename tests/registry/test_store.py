@@ -484,11 +484,11 @@ def test_a_version_that_lost_its_files_is_not_published_already(published, push,
 def test_unknown_keys_of_a_draft_are_published(directory_registry, push_directory, tmp_path):
     """What a newer lora-hub wrote into a draft is not lost when an older one publishes it."""
     directory = adapter_files().write(tmp_path / "adapter")
-    draft = json.loads(api.load(directory).manifest.to_bytes()) | {"lineage": {"parents": ["org/other@1.0.0"]}}
+    draft = json.loads(api.load(directory).manifest.to_bytes()) | {"ancestry": {"parents": ["org/other@1.0.0"]}}
     (directory / MANIFEST_NAME).write_text(json.dumps(draft))
     push_directory(directory, "org/task@1.0.0", directory_registry)
 
-    assert json.loads((version_directory(tmp_path) / MANIFEST_NAME).read_text())["lineage"] == draft["lineage"]
+    assert json.loads((version_directory(tmp_path) / MANIFEST_NAME).read_text())["ancestry"] == draft["ancestry"]
 
 
 @pytest.mark.parametrize("damage", ["appended", "flipped"])

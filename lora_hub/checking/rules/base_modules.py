@@ -11,7 +11,7 @@ from lora_hub.checking.finding import Severity
 from lora_hub.checking.fit import Place
 from lora_hub.checking.rules.numbers import some
 from lora_hub.checking.subject import Subject
-from lora_hub.checkpoint.names import is_embedding, is_output
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME
 from lora_hub.documents.module_names import names_of

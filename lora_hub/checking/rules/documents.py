@@ -78,7 +78,8 @@ def file_unreadable(subject: Subject) -> Iterator[Hit]:
 
     ## How to mend it
 
-    Put the file itself there, and look at its permissions. If the weights are really that large, it is a full model and not an adapter.
+    Put the file itself there, and look at its permissions. If the weights are really that large, it is a full model and
+    not an adapter.
     """
     for name, error in subject.unread.items():
         if not isinstance(error, NotFoundError | IntegrityError):

@@ -9,7 +9,7 @@ from lora_hub.checking.rules.documents import hit_of
 from lora_hub.checking.subject import Subject
 from lora_hub.documents.adapter_layout import read_layout, slices_by_module
 from lora_hub.documents.manifest import MANIFEST_NAME, FileEntry, Manifest
-from lora_hub.documents.verified_adapter import check_file, check_summary, describe
+from lora_hub.documents.verified_adapter import check_file, check_fingerprint, check_summary, describe
 from lora_hub.errors import IntegrityError, MalformedError
 
 
@@ -72,6 +72,10 @@ def manifest_contradicts(subject: Subject) -> Iterator[Hit]:
         check_summary(subject.manifest.lora, derived.lora)
     except MalformedError as error:
         yield hit_of(error, file=MANIFEST_NAME, place="lora")
+    try:
+        check_fingerprint(subject.manifest.base.fingerprint, subject.modules)
+    except MalformedError as error:
+        yield hit_of(error, file=MANIFEST_NAME, place="base.fingerprint")
 
 
 def _derived(subject: Subject) -> Manifest | None:

@@ -12,7 +12,7 @@ from lora_hub.checking.check import Hit, finds
 from lora_hub.checking.finding import Severity
 from lora_hub.checking.rules.numbers import some
 from lora_hub.checking.subject import Subject
-from lora_hub.checkpoint.names import is_embedding, is_output
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.adapter_config import scaling
 from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME
 

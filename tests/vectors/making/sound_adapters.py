@@ -35,7 +35,7 @@ def _has_another_manifest() -> Iterator[tuple[str, Case]]:
     yield "manifest_is_compact", accepted(signed({**FILES, MANIFEST_NAME: _compact(FILES[MANIFEST_NAME])}))
     yield (
         "manifest_has_newer_keys",
-        of(lambda d: d.update(lineage={"parents": []}, description="\x1b[2J\u202e", expires=None)),
+        of(lambda d: d.update(ancestry={"parents": []}, description="\x1b[2J\u202e", expires=None)),
     )
     yield "manifest_knows_no_base", of(lambda d: d.update(base={}))
     yield "manifest_has_every_key", of(_say_everything)
