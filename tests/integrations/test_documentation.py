@@ -3,8 +3,8 @@
 import re
 
 import yaml
-from conftest import ROOT
 from lora_hub_plugins import pytest_plugin
+from places_of_files import ROOT
 
 from lora_hub.checking.outputs import FORMATS
 from lora_hub.replaying.precision import TOLERANCES
