@@ -15,6 +15,7 @@ from lora_hub.cli.output import registry_option
 if TYPE_CHECKING:
     from lora_hub.checking.finding import Report, Severity
     from lora_hub.checking.settings import Settings
+    from lora_hub.checking.text import Style
     from lora_hub.checkup import Source
 
 FORMATS = ("text", "json", "junit", "sarif", "github", "markdown")
@@ -65,6 +66,7 @@ def check(
     from lora_hub import checkup
     from lora_hub.checking.finding import Severity
     from lora_hub.checking.settings import SEVERITIES, Settings, read_settings
+    from lora_hub.checking.text import plain
     from lora_hub.errors import UsageError
 
     if explain is not None:
@@ -88,10 +90,10 @@ def check(
     named = checkup.check_all(found, settled.base, settings=settled, jobs=jobs or os.cpu_count() or 1)
     reports = list(_bar(_replayed(named, found, settled) if replay else named, len(found)))
     threshold = settled.fail_on or Severity.ERROR
-    text = _text("json" if as_json else form or "text", reports, threshold)
+    text = _text("json" if as_json else form or "text", reports, threshold, _styled)
     click.echo(text, nl=not text.endswith("\n"))
     for path, name in files.items():
-        _write(path, _text(name, reports, threshold))
+        _write(path, _text(name, reports, threshold, plain))
     code = max((report.exit_code(threshold) for report in reports), default=0)
     if code:
         raise click.exceptions.Exit(code)
@@ -149,15 +151,15 @@ def _files(outputs: Iterable[str]) -> dict[Path, str]:
 def _write(path: Path, text: str) -> None:
     from lora_hub.files import write_files
 
-    write_files(path.parent, {path.name: text.encode(errors="backslashreplace")})
+    write_files(path.parent, {path.name: f"{text.rstrip()}\n".encode(errors="backslashreplace")})
 
 
-def _text(name: str, reports: Sequence[Report], fail_on: Severity) -> str:
+def _text(name: str, reports: Sequence[Report], fail_on: Severity, style: Style) -> str:
     """Return one text of *reports* in the format *name*."""
     from lora_hub.checking.outputs import render
     from lora_hub.checking.text import as_text
 
-    return as_text(reports, _styled) if name == "text" else render(name, reports, fail_on=fail_on)
+    return as_text(reports, style) if name == "text" else render(name, reports, fail_on=fail_on)
 
 
 def _styled(text: str, severity: Severity | None) -> str:

@@ -3,13 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from adapter_files import adapter_files, to_json
-
-pytest_plugins = ["pytester"]
-ROOT = Path(__file__).parents[2]
+from places_of_files import ROOT
 
 
 @pytest.fixture

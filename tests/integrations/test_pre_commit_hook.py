@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
 from lora_hub_plugins.pre_commit_hook import split
+from places_of_files import ROOT
 
 MANIFEST = ROOT / ".pre-commit-hooks.yaml"
 

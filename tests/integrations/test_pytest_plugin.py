@@ -5,7 +5,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from places_of_files import ROOT
 
 NAME = "lora_hub_plugins.pytest_plugin"
 

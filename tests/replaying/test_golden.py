@@ -6,7 +6,7 @@ import json
 import models
 import pytest
 import torch
-from conftest import add_trained
+from trained import add_trained
 
 import lora_hub
 from lora_hub.adapter_directory import read_adapter

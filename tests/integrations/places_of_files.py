@@ -1,0 +1,5 @@
+"""Where the files are that other tools read."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
