@@ -73,7 +73,7 @@ def check(
     a check applies nothing.
 
     Args:
-        source: A directory (a path, or a string that starts with ``.`` or ``/``), or a reference.
+        source: A directory (a path, or a string that starts with ``.`` or ``/``, or ends with ``/``), or a reference.
         base: A directory with a model in safetensors, or a repository on the Hub, ``org/model[@revision]``, of which at
             most six requests read less than 2 MB. None checks the adapter alone.
         select: Codes of rules, or beginnings of codes: only these.
@@ -91,7 +91,7 @@ def check(
     """
     checks = catalogue()
     selection = Selection.of(select, ignore, checks)
-    subject = _read(Source(place=references.parse(source), registry=registry))
+    subject = _read(Source(place=_place(source), registry=registry))
     known = None if base is None else read_base(base_files(base), wanted=_wanted(subject), sample=sample)
     return run_checks(_against(subject, known, requires_base=require_base), checks, selection)
 
@@ -246,9 +246,14 @@ def find_sources(
     return list({str(source): source for source in found}.values())
 
 
+def _place(word: PathLike | AdapterRef) -> Path | AdapterRef:
+    """Return the directory or the reference that *word* names; no reference ends with a slash."""
+    return Path(word) if isinstance(word, str) and word.endswith("/") else references.parse(word)
+
+
 def _named(word: str, registry: RegistryLike) -> list[Source]:
-    if not word.startswith((".", "/")) or not any(sign in word for sign in _WILD) or Path(word).is_dir():
-        return [Source(place=references.parse(word), registry=registry)]
+    if not any(sign in word for sign in _WILD) or Path(word).is_dir():
+        return [Source(place=_place(word), registry=registry)]
     found = [Path(path) for path in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207 - `..` and absolute ones too
     directories = [path for path in found if path.is_dir() and any(path.glob("adapter_*"))]
     if not directories:

@@ -15,15 +15,16 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_example_of_use_runs(tmp_path, monkeypatch):
-    """Every line of the first example runs, in order, on a model of a described family."""
+    """Every line of the first example runs, in order, on a model of a described family; the line of dots trains."""
     import models
 
     model = models.llama()
     models.peft_directory(model, tmp_path / "any-peft-adapter", target_modules=["q_proj"])
     before = models.state(model)
     monkeypatch.chdir(tmp_path)
-    names = {"model": model}
-    exec(compile(PYTHON[0], "README.md", "exec"), names)
+    names = {"model": model, "train": lambda: models.randomise(models.adapter_parameters(model))}
+    before_training, after_training = PYTHON[0].split("\n...  ")
+    exec(compile(f"{before_training}\ntrain()  {after_training}", "README.md", "exec"), names)
     import lora_hub
 
     for handle in list(lora_hub.adapters(model).values()):
