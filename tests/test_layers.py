@@ -231,7 +231,7 @@ def test_comparing_files_with_a_fingerprint_needs_no_torch():
     waiting, seen = ["lora_hub.checkpoint.fingerprint"], set()
     while waiting:
         name = waiting.pop()
-        found = {i for i in imports(name, lazy=False)} - seen
+        found = set(imports(name, lazy=False)) - seen
         seen |= found
         waiting += sorted(found & MODULES.keys())
 
