@@ -281,3 +281,16 @@ def test_a_merge_into_another_base_is_refused(tmp_path):
         tmp_path / "sibling", {tmp_path / "adapter": 1.0}, tmp_path / "out", allow_other_base=True
     )
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", [llama, gpt2])
+def test_what_is_extracted_has_the_fingerprint_of_its_base(family, tmp_path):
+    """The same bytes that a live model of that base would have recorded for these modules."""
+    model = family()
+    model.save_pretrained(tmp_path / "base")
+    path = adapter_of(model, tmp_path / "adapter", ("q", "o")).source
+    lora_hub.merge_checkpoint(tmp_path / "base", {path: 1.0}, tmp_path / "fine")
+    lora_hub.extract_adapter(tmp_path / "fine", tmp_path / "base", tmp_path / "extracted", rank="16")
+    extracted, adapted = (read_adapter(tmp_path / name).manifest.base.fingerprint for name in ("extracted", "adapter"))
+
+    assert extracted == adapted
