@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPACES = ("core", "knots", "full")
-_OF_A_RECIPE = frozenset({"rule", "space", "seed"})  # keys of its table `[method]`
+TAKEN = frozenset({"rule", "space", "seed"})  # keys of a recipe's table `[method]` that are no parameters of a rule
 
 Settings = Mapping[str, float]  # by the name of the parameter
 
@@ -139,10 +139,8 @@ class Rule:
             raise TypeError(f"name of a rule is {self.name!r}, expected a text")
         if not isinstance(self.spaces, tuple) or not self.spaces or not set(self.spaces) <= set(SPACES):
             raise TypeError(f"spaces of the rule `{self.name}` are {self.spaces!r}, expected a tuple of {SPACES}")
-        if _OF_A_RECIPE & self.parameters.keys():
-            raise TypeError(
-                f"a parameter of the rule `{self.name}` has a name of {sorted(_OF_A_RECIPE)}, which are taken"
-            )
+        if TAKEN & self.parameters.keys():
+            raise TypeError(f"a parameter of the rule `{self.name}` has a name of {sorted(TAKEN)}, which are taken")
         if not callable(self.merge):
             raise TypeError(f"merge of the rule `{self.name}` is {self.merge!r}, expected a function")
 

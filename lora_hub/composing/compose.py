@@ -40,7 +40,8 @@ def compose(
 ) -> Composed:
     """Return the adapter that *recipe* makes of *inputs*. Same recipe, same bytes in, same bytes out, on one machine.
 
-    Computes in float64 on one thread, and rounds once. Never forms a matrix of ``[out, in]``.
+    Computes in float64 on one thread, and rounds once. Never forms a matrix of ``[out, in]`` that is larger than its
+    factors are.
 
     Args:
         inputs: Its adapters, in its order, under their ids.

@@ -39,6 +39,7 @@ from lora_hub.documents.fields import Fields, canonical_json
 from lora_hub.documents.shell_pattern import matches
 from lora_hub.documents.toml import parse_toml
 from lora_hub.errors import UsageError
+from lora_hub.rule import SPACES, TAKEN
 
 SCHEMA = "lora-hub/recipe/v1"
 MAX_RECIPE = 64 * 1024  # bytes of the file
@@ -52,7 +53,6 @@ MAX_WEIGHT = 1e6
 MAX_SEED = 2**63 - 1
 MAX_RANK = 65_536
 
-SPACES = ("core", "knots", "full")
 WEIGHTS = ("given", "equal", "norm")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -224,8 +224,8 @@ def _weight(fields: Fields, key: str, default: float | None = None) -> float:
 
 
 def _parse_parameters(method: Fields) -> dict[str, float]:
-    names = [key for key in method.values if key not in {"rule", "space", "seed"}]
-    method.only("rule", "space", "seed", *filter(_PARAMETER.fullmatch, names))
+    names = [key for key in method.values if key not in TAKEN]
+    method.only(*sorted(TAKEN), *filter(_PARAMETER.fullmatch, names))
     if len(names) > MAX_PARAMETERS:
         method.fail(names[MAX_PARAMETERS], f"at most {MAX_PARAMETERS} parameters")
     return {name: float(method.number(name)) + 0.0 for name in sorted(names)}
