@@ -183,6 +183,9 @@ def _notes(plan: Plan, reports: Sequence[ModuleReport]) -> Iterable[str]:
         values = _values(plan, what)
         if len(values) > 1:
             yield f"the inputs differ in {what} ({', '.join(sorted(map(str, values)))}), so none is written"
+    bases = {one.adapter.manifest.base.repo for one in plan.inputs} - {None}
+    if len(bases) > 1:
+        yield f"the inputs are of different bases ({', '.join(sorted(map(str, bases)))}); the first is written"
     scaled = any(weight != 1 for weight in plan.weights.own.values())
     for path in plan.heads:
         yield f"`{path}` (modules_to_save) is kept as it is" + ("; no weight scales it" if scaled else "")

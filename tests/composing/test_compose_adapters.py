@@ -355,9 +355,10 @@ def test_two_bases_are_refused_unless_asked_for():
     stranger = random_adapter(2, base=BaseModel(repo="org/base", model_type="gpt2"))
     with pytest.raises(CompatibilityError, match="org/sibling"):
         composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)})
-    made, _ = composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)}, allow_other_base=True)
+    made, report = composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)}, allow_other_base=True)
 
     assert made.manifest.base.repo == "org/base"
+    assert any("different bases (org/base, org/sibling)" in note for note in report.notes)
     with pytest.raises(CompatibilityError, match="gpt2"):
         composed({"a": (random_adapter(1), 1.0), "b": (stranger, 1.0)}, allow_other_base=True)
 

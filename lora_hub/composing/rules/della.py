@@ -50,7 +50,7 @@ RULE = Rule(
     parameters={
         "density": DENSITY,
         "epsilon": Parameter(
-            meaning="how far probabilities go above and below the density", default=None, low=0, high=0.5
+            meaning="spread of the probabilities above and below the density", default=None, low=0, high=0.5
         ),
         "scale": SCALE,
     },
