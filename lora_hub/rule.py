@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SPACES = ("core", "knots", "full")
 TAKEN = frozenset({"rule", "space", "seed"})  # keys of a recipe's table `[method]` that are no parameters of a rule
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)  # of a rule
+PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)  # the name of one
 
 Settings = Mapping[str, float]  # by the name of the parameter
 
@@ -135,12 +138,16 @@ class Rule:
     resolve: Callable[[Settings], Settings] = as_they_are
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"name of a rule is {self.name!r}, expected a text")
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise TypeError(f"name of a rule is {self.name!r}, expected lower-case letters, digits and `-`")
         if not isinstance(self.spaces, tuple) or not self.spaces or not set(self.spaces) <= set(SPACES):
             raise TypeError(f"spaces of the rule `{self.name}` are {self.spaces!r}, expected a tuple of {SPACES}")
         if TAKEN & self.parameters.keys():
             raise TypeError(f"a parameter of the rule `{self.name}` has a name of {sorted(TAKEN)}, which are taken")
+        for name in self.parameters:
+            if not PARAMETER.fullmatch(name):
+                expected = "lower-case letters, digits and `_`"
+                raise TypeError(f"a parameter of the rule `{self.name}` is called {name!r}, expected {expected}")
         if not callable(self.merge):
             raise TypeError(f"merge of the rule `{self.name}` is {self.merge!r}, expected a function")
 
