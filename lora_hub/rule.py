@@ -122,7 +122,6 @@ class Rule:
         spaces: Where it can act; the first is its own choice.
         laws: What it keeps where nothing is dropped.
         is_linear: Whether it is a weighted sum, so that factors can be kept as they are, in any space.
-        is_random: Whether it draws.
         resolve: Returns the settings with what follows from several of them, or raises ``ValueError``.
     """
 
@@ -134,7 +133,6 @@ class Rule:
     spaces: tuple[str, ...] = SPACES
     laws: frozenset[Law] = frozenset(Law)
     is_linear: bool = False
-    is_random: bool = False
     resolve: Callable[[Settings], Settings] = as_they_are
 
     def __post_init__(self) -> None:

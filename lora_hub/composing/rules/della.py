@@ -54,5 +54,4 @@ RULE = Rule(
         ),
         "scale": SCALE,
     },
-    is_random=True,
 )
