@@ -123,6 +123,7 @@ def redraw(rows: int, columns: int = WIDTH, matrices: int = 1) -> Change:
 
 CHANGES: dict[str, Change] = {
     "all matrices, one step at 1e-5": step(1e-5),
+    "all matrices, one step at 1e-6": step(1e-6),
     "all matrices, one step at 1e-7": step(1e-7),
     "all matrices, one step at 1e-8": step(1e-8),
     "one matrix, one step at 1e-5": step(1e-5, which=slice(5, 6)),

@@ -204,9 +204,9 @@ def _check_other_weights(count):
 
 
 def test_wrong_bases_are_always_found():
-    """Random ones, with one layer of another, with two exchanged, fine-tuned by 1 to 20 steps: 100 of 100."""
+    """Random ones, with one layer of another, with two exchanged, fine-tuned by 1 to 8 steps: 100 of 100."""
     _check_other_weights(25)
-    _check_fine_tuned({1, 2, 5, 10, 20})
+    _check_fine_tuned({1, 2, 3, 5, 8})
 
 
 @pytest.mark.full
