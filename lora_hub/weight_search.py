@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,20 @@ from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike
 from lora_hub.searching.examples import Completion, Examples, Labelled, read_examples, split
 from lora_hub.searching.result import SearchResult
-from lora_hub.searching.search import BUDGET, PENALTY, Progress, check_search, no_progress, search_by_objective
+from lora_hub.searching.search import (
+    BUDGET,
+    PENALTY,
+    Objective,
+    Progress,
+    check_search,
+    no_progress,
+    search_by_objective,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_hub.searching.candidates import Mixture
     from lora_hub.searching.tokens import Tokenizer
 
 Source = str | os.PathLike[str] | AdapterRef | VerifiedAdapter
@@ -79,26 +88,26 @@ def search_weights(
     on_kept, on_held = loss_on(model, tokenizer, kept), loss_on(model, tokenizer, held) if held else None
     loaded = {name: _load(source, registry) for name, source in adapters.items()}
     with attached(model, loaded, allow_other_base=allow_other_base) as mixture:
-
-        def objective(weights: Mapping[str, float]) -> float:
-            with mixture(weights):
-                return on_kept()
-
-        def other(weights: Mapping[str, float]) -> float:
-            assert on_held is not None  # noqa: S101 - for the type checker
-            with mixture(weights):
-                return on_held()
-
         found = search_by_objective(
-            objective,
+            _objective(mixture, on_kept),
             tuple(loaded),
             budget=budget,
             seed=seed,
             penalty=penalty,
-            holdout=other if held else None,
+            holdout=None if on_held is None else _objective(mixture, on_held),
             progress=progress,
         )
     return dataclasses.replace(found, examples=len(kept), holdout=len(held), digest=_digest(all_of_them))
+
+
+def _objective(mixture: Mixture, loss: Callable[[], float]) -> Objective:
+    """Return *loss*, of the model as it is, as one of the weights that it has then."""
+
+    def objective(weights: Mapping[str, float]) -> float:
+        with mixture(weights):
+            return loss()
+
+    return objective
 
 
 def search_on_base(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,8 +114,10 @@ def _stored(factor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
 
 def _is_too_small(factor: Tensor, stored: Tensor) -> bool:
     """Whether *factor* lost more by being rounded than half of the last bit of each number, as denormals do."""
-    loss = torch.linalg.vector_norm(stored.double() - factor)
-    return bool(loss > torch.finfo(stored.dtype).eps * torch.linalg.vector_norm(factor))
+    size, limits = torch.linalg.vector_norm(factor), torch.finfo(stored.dtype)
+    if size >= math.sqrt(factor.numel()) * limits.smallest_normal:  # then denormals are too few, or too small, to count
+        return False
+    return bool(torch.linalg.vector_norm(stored.double() - factor) > limits.eps * size)
 
 
 def _name(dtype: torch.dtype) -> str:
