@@ -9,12 +9,12 @@ from pathlib import Path
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.known_model import KnownModel, known_model
 from lora_hub.checkpoint.names import Prefix
+from lora_hub.checkpoint.orientation import transposed_by_plugin
 from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.fields import printable
 from lora_hub.documents.module_names import is_named, names_of, owners_of
 from lora_hub.documents.safetensors_header import TensorInfo
-from lora_hub.errors import CompatibilityError, NotFoundError, PluginError
-from lora_hub.plugin_manager import plugins
+from lora_hub.errors import CompatibilityError, NotFoundError
 
 _MATRIX = 2  # axes
 
@@ -136,11 +136,7 @@ def _may_be_linear(name: str, info: TensorInfo) -> bool:
 def _transposed(path: str, model_type: str | None, known: KnownModel | None) -> bool | None:
     if known is not None:
         return known.transposed.get(path)
-    try:
-        projection = plugins().find(model_type).projection(path)
-    except PluginError:
-        return None
-    return None if projection is None else projection.fan_in_fan_out
+    return transposed_by_plugin(path, model_type)
 
 
 def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:

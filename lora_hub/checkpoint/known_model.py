@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ class KnownModel:
         """Return the checkpoint's path of the module at *path* in memory, or *path* where it has none."""
         found = self.tensors.get(f"{path}.weight")
         return found.removesuffix(".weight") if found is not None and found.endswith(".weight") else path
+
+
+Known = Callable[[], KnownModel | None]  # asks once, and only if somebody needs to know
 
 
 def known_model(config: Mapping[str, Any], tensors: Collection[str]) -> KnownModel | None:

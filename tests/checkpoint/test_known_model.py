@@ -37,7 +37,7 @@ def test_tensors_that_the_model_does_not_read_are_named():
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
 def test_kernels_that_a_config_names_are_not_fetched(key):
-    """transformers would bring them from the Hub and run them."""
+    """They would be brought from the Hub and run."""
     assert known(**{key: "org/kernel"}).transposed == known().transposed
 
 
