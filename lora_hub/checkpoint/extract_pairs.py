@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_hub.checkpoint.base_files import BaseFiles
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.known_model import KnownModel, known_model
 from lora_hub.checkpoint.names import Prefix
@@ -21,11 +22,17 @@ _MATRIX = 2  # axes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One tensor in a file."""
+    """One tensor in a shard of a checkpoint."""
 
     name: str
-    file: Path
+    files: BaseFiles
+    shard: str
     info: TensorInfo
+
+    @property
+    def file(self) -> Path:
+        """Where the shard lies; `IntegrityError` if it was changed since its header was read."""
+        return self.files.fetched(self.shard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,7 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Stored]:
     return {
-        name: Stored(name=name, file=checkpoint.files.fetched(shard.name), info=info)
+        name: Stored(name=name, files=checkpoint.files, shard=shard.name, info=info)
         for shard in checkpoint.shards
         for name, info in shard.tensors.items()
     }

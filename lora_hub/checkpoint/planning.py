@@ -37,7 +37,7 @@ def plan_merge(
 
     Raises:
         UsageError: No adapter, or no such dtype.
-        CompatibilityError: Adapters and base do not fit; nothing was read but headers.
+        CompatibilityError: Adapters and base do not fit.
     """
     if not sources:
         raise UsageError("no adapter is named", hint="name at least one REF")

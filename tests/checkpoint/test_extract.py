@@ -18,7 +18,7 @@ import models
 import lora_hub
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.cli import run
-from lora_hub.errors import CompatibilityError, MalformedError, NotFoundError, UsageError
+from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError, NotFoundError, UsageError
 from lora_hub.tensors import tensor_of
 
 torch.set_num_threads(1)
@@ -301,6 +301,19 @@ def test_nan_is_refused(llama, tmp_path):
         extract(tmp_path, change(llama, layers__1__self_attn__q_proj__weight=lambda w: w / 0 * 0))
 
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_found_out(llama, tmp_path):
+    """It is read several times: what was compared and what was decomposed would be two matrices."""
+    tuned = save(change(llama, q_proj__weight=low_rank(2)), tmp_path / "tuned")
+
+    def touch(pairs, _label):
+        for pair in pairs:
+            yield pair
+            (tuned / "model.safetensors").touch()
+
+    with pytest.raises(IntegrityError, match=r"model\.safetensors` was changed since"):
+        lora_hub.extract_adapter(tuned, tmp_path / "base", tmp_path / "new", progress=touch)
 
 
 def test_what_is_the_same_is_unchanged_whatever_it_is(llama, tmp_path):

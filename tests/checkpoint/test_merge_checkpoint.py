@@ -367,6 +367,22 @@ def test_a_base_that_changed_since_is_not_gone_on_with(tmp_path, base, adapter, 
         merge(base, adapter, resume=True)
 
 
+def test_a_base_that_changes_between_two_shards_is_found_out(tmp_path, base, adapter, merge):
+    """Though every shard is whole, and has the header that was planned with."""
+
+    def change_the_next(plan, *args, **kwargs):
+        written = write_shard(plan, *args, **kwargs)
+        (base / "model-00003.safetensors").touch()
+        return written
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_hub.checkpoint.merge.write_shard", change_the_next)
+        with pytest.raises(IntegrityError, match=r"model-00003\.safetensors` was changed since"):
+            merge(base, adapter)
+
+    assert not (tmp_path / "merged" / "config.json").exists()
+
+
 def test_a_delta_of_zero_is_refused(tmp_path, base, merge):
     """An adapter that was saved before it was trained would write a copy of the base."""
     files = adapter_files()
