@@ -56,6 +56,8 @@ def find_changes(checkpoint: Checkpoint, sources: Iterable[Source], known: Known
         for path in source.input.adapter.layout.heads:
             _replace(changes, names(path), path, source, tensors)
         _note_what_is_missing(changes, source, names, tensors)
+        if source.weight != 1 and source.input.adapter.layout.heads:
+            changes.notes.append(f"what {source.input.name} replaces is taken whole, whatever its weight")
     for tensor in sorted(changes.added.keys() & changes.replaced.keys()):
         one, other = changes.added[tensor].parts[0][0], changes.replaced[tensor].source
         raise CompatibilityError(
