@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lora_hub.documents.safetensors_header import TensorInfo
 from lora_hub.errors import CompatibilityError, NotFoundError
 
 _MATRIX = 2  # axes
+_NUMBERED = re.compile(r"(?:[^.]*\.)*?[0-9]+(?=\.)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,8 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
         )
     before, after = _stored(base), _stored(fine)
     counterpart = _prefix(after, before)
-    known = known_model(fine.config, after)
+    missing = sorted(before.keys() - set(map(counterpart, after)))
+    known = known_model(fine.config, [*missing, *after])
     in_memory = {stored: memory for memory, stored in known.tensors.items()} if known else {}
     pairs = []
     for name, stored in sorted(after.items()):
@@ -102,7 +105,7 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
             )
         )
     _check_full(pairs, full)
-    notes = list(_missing(before, {counterpart(name) for name in after}))
+    notes = list(_notes_on(missing, before, known))
     for pair in pairs:
         _check_shape(pair)
     linear = frozenset(known.transposed) if known else frozenset(p.path for p in pairs if p.transposed is not None)
@@ -156,16 +159,26 @@ def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:
             )
 
 
-def _missing(before: Mapping[str, Stored], found: Collection[str]) -> Iterator[str]:
-    for name in sorted(before.keys() - found):
-        if is_output(name.rpartition(".")[0]):
-            yield f"the fine-tuned checkpoint has no `{name}`: it is tied to the embeddings there"
-            continue
-        raise CompatibilityError(
-            f"the fine-tuned checkpoint has no tensor `{name}`, which the base has ({len(before.keys() - found)} are "
-            "missing)",
-            hint="name the base that it was fine-tuned from, and a whole checkpoint of it",
-        )
+def _notes_on(missing: Sequence[str], before: Collection[str], known: KnownModel | None) -> Iterator[str]:
+    """Yield remarks on tensors of the base that the fine-tuned checkpoint has not: heads, buffers, a tied output."""
+    layers = {_layer(name) for name in set(before).difference(missing)} | {None}
+    foreign = [n for n in missing if known is not None and n in known.foreign and _layer(n) in layers]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        yield f"the base has `{foreign[0]}`{more}, which the fine-tuned model does not read"
+    for name in sorted(set(missing).difference(foreign)):
+        if not is_output(name.rpartition(".")[0]):
+            raise CompatibilityError(
+                f"the fine-tuned checkpoint has no tensor `{name}`, which the base has ({len(missing)} are missing)",
+                hint="name the base that it was fine-tuned from, and a whole checkpoint of it",
+            )
+        yield f"the fine-tuned checkpoint has no `{name}`: it is tied to the embeddings there"
+
+
+def _layer(name: str) -> str | None:
+    """Return the first numbered item of a list that the tensor is in, such as ``model.layers.3``."""
+    found = _NUMBERED.match(name)
+    return found and found[0]
 
 
 def _check_shape(pair: Pair) -> None:
