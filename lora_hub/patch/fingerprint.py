@@ -96,4 +96,4 @@ def _why_unreadable(weight: Tensor) -> str | None:
         return f"a {type(weight).__name__}"
     if weight.dtype not in DTYPE_NAMES and weight.dtype not in _CODES:
         return f"stored as {weight.dtype}"
-    return None if weight.dim() == 2 else "packed or sharded"  # noqa: PLR2004 - a matrix
+    return None if weight.dim() == 2 and weight.numel() else "packed or sharded"  # noqa: PLR2004 - a matrix
