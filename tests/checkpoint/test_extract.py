@@ -259,9 +259,7 @@ def test_buffers_and_heads_that_only_the_base_has_are_noted(tmp_path):
     other = lora_hub.extract_adapter(tuned, tmp_path / "llama", tmp_path / "other")
 
     assert len(report.modules) == len(other.modules) == 2
-    assert report.notes == (
-        "the base has `h.0.attn.bias` and 1 more, which the fine-tuned model does not read",
-    )
+    assert report.notes == ("the base has `h.0.attn.bias` and 1 more, which the fine-tuned model does not read",)
     assert other.notes == ("the base has `lm_head.weight`, which the fine-tuned model does not read",)
 
 
