@@ -66,6 +66,16 @@ def check_push_and_pull(directory: Path) -> None:
     assert lora_hub("verify", "org/task").startswith("org/task@1.0.0  "), "`verify` does not say what it verified"
 
 
+def check_the_check(directory: Path) -> None:
+    """An adapter is checked, alone and against the headers of a base, without torch."""
+    from checking.base_models import llama
+
+    adapter, base = adapter_files(seed=1).write(directory / "checked"), llama().write(directory / "base")
+    text = lora_hub("check", adapter, "--base", base)
+    assert "q on 2/2 layers" in text, text
+    assert lora_hub("check", "--explain", "LH101").startswith("# LH101"), "`--explain` has no page"
+
+
 def check_that_the_hub_is_known() -> None:
     """The registry on the Hub is there with its client; it opens no socket where none may be opened."""
     import lora_hub
@@ -103,6 +113,7 @@ def main() -> None:
         check_schema()
         check_plugins()
         check_push_and_pull(Path(directory))
+        check_the_check(Path(directory))
         check_that_the_hub_is_known()
         check_missing_extra()
     sys.stdout.write("the wheel works\n")

@@ -22,8 +22,9 @@ def test_example_of_use_runs(tmp_path, monkeypatch):
     models.peft_directory(model, tmp_path / "any-peft-adapter", target_modules=["q_proj"])
     before = models.state(model)
     monkeypatch.chdir(tmp_path)
-    names = {"model": model}
-    exec(compile(PYTHON[0], "README.md", "exec"), names)
+    names = {"model": model, "train": lambda: models.randomise(models.adapter_parameters(model))}
+    source = re.sub(r"^\.\.\.(?= +# train)", "train()", PYTHON[0], flags=re.MULTILINE)
+    exec(compile(source, "README.md", "exec"), names)
     import lora_hub
 
     for handle in list(lora_hub.adapters(model).values()):
