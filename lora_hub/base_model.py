@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub.documents.fields import printable
-from lora_hub.errors import UsageError
+from lora_hub.errors import LoraHubError, UsageError
 
 if TYPE_CHECKING:
     from lora_hub.checkpoint.base_files import BaseFiles
@@ -38,4 +38,9 @@ def base_files(base: PathLike) -> BaseFiles:
         )
     from lora_hub.registry.base_files import HubBase
 
-    return HubBase(match["repo"], match["revision"])
+    try:
+        return HubBase(match["repo"], match["revision"])
+    except LoraHubError as error:
+        if Path(base).is_dir():
+            error.hint = f"write `./{base}`, if the directory is meant"
+        raise

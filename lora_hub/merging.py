@@ -112,7 +112,10 @@ def plan_checkpoint(
     allow_other_base: bool = False,
     registry: RegistryLike = None,
 ) -> Planned:
-    """Return what `merge_checkpoint` with the same arguments would write. Of the base only headers are read."""
+    """Return what `merge_checkpoint` with the same arguments would write.
+
+    Of the base headers are read, and the few weights of which an adapter has the fingerprint.
+    """
     with needs_torch("merging"):
         from lora_hub.checkpoint.merge import free_space
     plan = _plan(base, adapters, dtype=dtype, allow_other_base=allow_other_base, registry=registry)

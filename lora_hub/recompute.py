@@ -32,11 +32,24 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recomputed:
-    """A verified adapter, how it compares with what its recipe gives, and why each input was taken, by its id."""
+    """A verified adapter, how it compares with what its recipe gives, and why each input was taken, by its id.
+
+    ``yanked`` has those inputs that their publishers took back since, and why.
+    """
 
     verified: Verified
     comparison: Comparison
     reasons: Mapping[str, str]
+    yanked: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An input, why it may be used, and why its publisher asks not to, if that is so."""
+
+    adapter: VerifiedAdapter
+    reason: str
+    yanked: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +87,7 @@ def recompute(
         IntegrityError: It is not what its lineage says.
     """
     verified = _verified(source, registry, key)
-    lineage = _lineage_of(verified.adapter, set(inputs or {}))
+    lineage = _lineage_of(verified.adapter, str(source), set(inputs or {}))
     named = references.parse(source)
     sources = _Sources(
         registry=registry,
@@ -82,7 +95,7 @@ def recompute(
         beside=named.absolute().parent if isinstance(named, Path) else None,
     )
     found = {one.id: _input(one, sources) for one in lineage.inputs}
-    expected = _compose({name: adapter for name, (adapter, _) in found.items()}, lineage)
+    expected = _compose({name: one.adapter for name, one in found.items()}, lineage)
     from lora_hub.composing.compare import Agreement, compare
 
     comparison = compare(verified.adapter, expected)
@@ -92,7 +105,10 @@ def recompute(
             hint="do not use it",
         )
     return Recomputed(
-        verified=verified, comparison=comparison, reasons={name: reason for name, (_, reason) in found.items()}
+        verified=verified,
+        comparison=comparison,
+        reasons={name: one.reason for name, one in found.items()},
+        yanked={name: one.yanked for name, one in found.items() if one.yanked is not None},
     )
 
 
@@ -105,43 +121,44 @@ def _verified(source: PathLike | AdapterRef, registry: RegistryLike, key: PathLi
     return verify(source, registry=registry, key=key)
 
 
-def _lineage_of(adapter: VerifiedAdapter, given: set[str]) -> Lineage:
+def _lineage_of(adapter: VerifiedAdapter, source: str, given: set[str]) -> Lineage:
     lineage = adapter.manifest.lineage
     if lineage is None or lineage.kind != "compose":
         what = "has no lineage" if lineage is None else f"is of the kind `{lineage.kind}`"
-        raise UsageError(f"`{adapter.source}` {what}", hint="only what `lora-hub compose` made can be composed anew")
+        raise UsageError(f"`{source}` {what}", hint="only what `lora-hub compose` made can be composed anew")
     ids = {one.id for one in lineage.inputs}
     if not given <= ids:
         raise UsageError(
-            f"no input of `{adapter.source}` is called `{min(given - ids)}`", hint=f"it has {', '.join(sorted(ids))}"
+            f"no input of `{source}` is called `{min(given - ids)}`", hint=f"it has {', '.join(sorted(ids))}"
         )
     return lineage
 
 
-def _input(one: LineageInput, sources: _Sources) -> tuple[VerifiedAdapter, str]:
-    adapter, reason = _found(one, sources)
-    if adapter.digest != one.digest:
+def _input(one: LineageInput, sources: _Sources) -> _Found:
+    found = _looked_up(one, sources)
+    if found.adapter.digest != one.digest:
         raise NotFoundError(
-            f"the input `{one.id}` is to be had as {adapter.digest}, the lineage says {one.digest}", hint=_hint(one)
+            f"the input `{one.id}` is to be had as {found.adapter.digest}, the lineage says {one.digest}",
+            hint=_hint(one),
         )
-    return adapter, reason
+    return found
 
 
-def _found(one: LineageInput, sources: _Sources) -> tuple[VerifiedAdapter, str]:
+def _looked_up(one: LineageInput, sources: _Sources) -> _Found:
     directory = sources.directories.get(one.id)
     if directory is not None:
-        return read_adapter(directory), "its directory was named"
+        return _Found(read_adapter(directory), "its directory was named")
     if one.reference is not None:
         try:
             pulled = pulls.pull(one.reference, as_registry(sources.registry), default_store(), current_terms())
         except LoraHubError as error:
             raise error.within(f"input `{one.id}`") from error
-        return pulled.adapter, pulled.reason
+        return _Found(pulled.adapter, pulled.reason, pulled.yanked)
     for place, is_own in places_of(one, default_store(), sources.beside):
         with contextlib.suppress(NotFoundError, MalformedError, IntegrityError):
             adapter, _ = read_with_files(place, is_own=is_own)
             if adapter.digest == one.digest:
-                return adapter, "it has the digest that the lineage says"
+                return _Found(adapter, "it has the digest that the lineage says")
     raise NotFoundError(
         f"the input `{one.id}`, {one.digest}, came from a directory and is not on this machine", hint=_hint(one)
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPACES = ("core", "knots", "full")
-_OF_A_RECIPE = frozenset({"rule", "space", "seed"})  # keys of its table `[method]`
+TAKEN = frozenset({"rule", "space", "seed"})  # keys of a recipe's table `[method]` that are no parameters of a rule
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)  # of a rule
+PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)  # the name of one
 
 Settings = Mapping[str, float]  # by the name of the parameter
 
@@ -119,7 +122,6 @@ class Rule:
         spaces: Where it can act; the first is its own choice.
         laws: What it keeps where nothing is dropped.
         is_linear: Whether it is a weighted sum, so that factors can be kept as they are, in any space.
-        is_random: Whether it draws.
         resolve: Returns the settings with what follows from several of them, or raises ``ValueError``.
     """
 
@@ -131,18 +133,19 @@ class Rule:
     spaces: tuple[str, ...] = SPACES
     laws: frozenset[Law] = frozenset(Law)
     is_linear: bool = False
-    is_random: bool = False
     resolve: Callable[[Settings], Settings] = as_they_are
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"name of a rule is {self.name!r}, expected a text")
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise TypeError(f"name of a rule is {self.name!r}, expected lower-case letters, digits and `-`")
         if not isinstance(self.spaces, tuple) or not self.spaces or not set(self.spaces) <= set(SPACES):
             raise TypeError(f"spaces of the rule `{self.name}` are {self.spaces!r}, expected a tuple of {SPACES}")
-        if _OF_A_RECIPE & self.parameters.keys():
-            raise TypeError(
-                f"a parameter of the rule `{self.name}` has a name of {sorted(_OF_A_RECIPE)}, which are taken"
-            )
+        if TAKEN & self.parameters.keys():
+            raise TypeError(f"a parameter of the rule `{self.name}` has a name of {sorted(TAKEN)}, which are taken")
+        for name in self.parameters:
+            if not PARAMETER.fullmatch(name):
+                expected = "lower-case letters, digits and `_`"
+                raise TypeError(f"a parameter of the rule `{self.name}` is called {name!r}, expected {expected}")
         if not callable(self.merge):
             raise TypeError(f"merge of the rule `{self.name}` is {self.merge!r}, expected a function")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub.api import load
+from lora_hub.composition import resolved
 from lora_hub.documents.fields import canonical_json, sha256
 from lora_hub.documents.recipe import Recipe
 from lora_hub.documents.verified_adapter import VerifiedAdapter
@@ -19,11 +20,20 @@ from lora_hub.reference import AdapterRef
 from lora_hub.registry.locate import RegistryLike
 from lora_hub.searching.examples import Completion, Examples, Labelled, read_examples, split
 from lora_hub.searching.result import SearchResult
-from lora_hub.searching.search import BUDGET, PENALTY, Progress, no_progress, search_by_objective
+from lora_hub.searching.search import (
+    BUDGET,
+    PENALTY,
+    Objective,
+    Progress,
+    check_search,
+    no_progress,
+    search_by_objective,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_hub.searching.candidates import Mixture
     from lora_hub.searching.tokens import Tokenizer
 
 Source = str | os.PathLike[str] | AdapterRef | VerifiedAdapter
@@ -78,26 +88,26 @@ def search_weights(
     on_kept, on_held = loss_on(model, tokenizer, kept), loss_on(model, tokenizer, held) if held else None
     loaded = {name: _load(source, registry) for name, source in adapters.items()}
     with attached(model, loaded, allow_other_base=allow_other_base) as mixture:
-
-        def objective(weights: Mapping[str, float]) -> float:
-            with mixture(weights):
-                return on_kept()
-
-        def other(weights: Mapping[str, float]) -> float:
-            assert on_held is not None  # noqa: S101 - for the type checker
-            with mixture(weights):
-                return on_held()
-
         found = search_by_objective(
-            objective,
+            _objective(mixture, on_kept),
             tuple(loaded),
             budget=budget,
             seed=seed,
             penalty=penalty,
-            holdout=other if held else None,
+            holdout=None if on_held is None else _objective(mixture, on_held),
             progress=progress,
         )
     return dataclasses.replace(found, examples=len(kept), holdout=len(held), digest=_digest(all_of_them))
+
+
+def _objective(mixture: Mixture, loss: Callable[[], float]) -> Objective:
+    """Return *loss*, of the model as it is, as one of the weights that it has then."""
+
+    def objective(weights: Mapping[str, float]) -> float:
+        with mixture(weights):
+            return loss()
+
+    return objective
 
 
 def search_on_base(
@@ -126,6 +136,7 @@ def search_on_base(
         from lora_hub.searching.base import load_base
         from lora_hub.searching.candidates import heads_of
     # Everything that can be wrong with what is small comes before the base is loaded.
+    check_search(tuple(adapters), budget=budget, seed=seed)
     read = read_examples(Path(examples))
     loaded = {name: _load(source, registry) for name, source in adapters.items()}
     is_classifier = isinstance(read[0], Labelled)
@@ -157,25 +168,36 @@ def search_recipe(
     """Return *recipe* with the weights that `search_on_base` finds for its inputs, and how they were found.
 
     Raises:
-        UsageError: Its rule is not ``linear``, or it says something of weights already.
+        UsageError: Its rule is not ``linear``, it says something of weights already, or `compose_recipe` would refuse
+            it in the end.
     """
     if recipe.rule != "linear" or recipe.weights != "given" or recipe.layers:
         raise UsageError(
             "a search finds the weights of an exact sum: `linear`, with one weight for all modules",
             hint="leave out the method and what is said of weights",
         )
+    adapters = {one.id: _load(one.reference, registry) for one in recipe.inputs}
+    _check_composes(adapters, recipe, allow_other_base=allow_other_base)
     found = search_on_base(
         base,
-        {one.id: one.reference for one in recipe.inputs},
+        adapters,
         examples,
         budget=budget,
         seed=recipe.seed,
         allow_other_base=allow_other_base,
-        registry=registry,
         progress=progress,
     )
     inputs = tuple(dataclasses.replace(one, weight=found.weights[one.id]) for one in recipe.inputs)
     return dataclasses.replace(recipe, inputs=inputs), found
+
+
+def _check_composes(adapters: Mapping[str, VerifiedAdapter], recipe: Recipe, *, allow_other_base: bool) -> None:
+    """Raise what composing would raise, since nobody wants to hear it after a search."""
+    with needs_torch("searching weights"):
+        from lora_hub.composing.inputs import Input
+        from lora_hub.composing.plan import plan_of
+    inputs = [Input(name=name, adapter=adapter) for name, adapter in adapters.items()]
+    plan_of(inputs, resolved(recipe), allow_other_base=allow_other_base)
 
 
 def _load(source: Source, registry: RegistryLike) -> VerifiedAdapter:

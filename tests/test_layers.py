@@ -24,6 +24,7 @@ LAYERS = [
         "lora_hub.adapter_files",
         "lora_hub.tensors",
         "lora_hub.rounding",
+        "lora_hub.sampling",
     ],
     ["lora_hub.signing"],
     ["lora_hub.registry", "lora_hub.patch", "lora_hub.composing", "lora_hub.checkpoint", "lora_hub.inspecting"],
@@ -112,6 +113,7 @@ FORBIDDEN = {
     "lora_hub.demo": NETWORK | {"peft", "pickle"},
     "lora_hub.files": TORCH | NETWORK | {"pickle"},
     "lora_hub.adapter_directory": TORCH | NETWORK | {"pickle"},
+    "lora_hub.sampling": NETWORK | {"transformers", "peft", "pickle"},
     "lora_hub.plugin_manager": TORCH | NETWORK,
     "lora_hub_plugins": TORCH | NETWORK,
 }
@@ -222,6 +224,19 @@ def test_a_part_never_imports_what_it_must_not_know(part):
     }
 
     assert guilty == set()
+
+
+def test_comparing_files_with_a_fingerprint_needs_no_torch():
+    """A check runs where there is none: nothing that the comparison loads, directly or not, loads torch."""
+    waiting, seen = ["lora_hub.checkpoint.fingerprint"], set()
+    while waiting:
+        name = waiting.pop()
+        found = set(imports(name, lazy=False)) - seen
+        seen |= found
+        waiting += sorted(found & MODULES.keys())
+
+    assert "lora_hub.documents.fingerprint" in seen
+    assert {name.partition(".")[0] for name in seen}.isdisjoint(TORCH)
 
 
 @pytest.mark.parametrize(("one", "other"), STRANGERS)

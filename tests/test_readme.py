@@ -15,7 +15,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_example_of_use_runs(tmp_path, monkeypatch):
-    """Every line of the first example runs, in order, on a model of a described family; the line of dots trains."""
+    """Every line of the first example runs, in order, on a model of a described family."""
     import models
 
     model = models.llama()
@@ -23,8 +23,8 @@ def test_example_of_use_runs(tmp_path, monkeypatch):
     before = models.state(model)
     monkeypatch.chdir(tmp_path)
     names = {"model": model, "train": lambda: models.randomise(models.adapter_parameters(model))}
-    before_training, after_training = PYTHON[0].split("\n...  ")
-    exec(compile(f"{before_training}\ntrain()  {after_training}", "README.md", "exec"), names)
+    source = re.sub(r"^\.\.\.(?= +# train)", "train()", PYTHON[0], flags=re.MULTILINE)
+    exec(compile(source, "README.md", "exec"), names)
     import lora_hub
 
     for handle in list(lora_hub.adapters(model).values()):

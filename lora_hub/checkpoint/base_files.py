@@ -55,7 +55,7 @@ class LocalBase:
         """Raises `NotFoundError` if there is no such directory."""
         with machine_errors():
             if not directory.is_dir():
-                raise NotFoundError(f"there is no directory `{directory}`", hint="check the path of the base model")
+                raise NotFoundError(f"there is no directory `{directory}`", hint="check the path of the model")
             # Links to files are followed, since the Hub's cache is made of them.
             self._status = {path.name: path.stat() for path in sorted(directory.iterdir()) if path.is_file()}
         self.name = str(directory)
@@ -72,8 +72,15 @@ class LocalBase:
             return os.pread(descriptor, stop - start, start)
 
     def fetched(self, name: str) -> Path:
-        """Return where the file lies."""
-        return self.directory / name
+        """Return where the file lies; raise `IntegrityError` if it is not the one that was there at the beginning."""
+        path = self.directory / name
+        with machine_errors():
+            is_same = path.is_file() and _stamp(path.stat()) == self.stamp(name)
+        if not is_same:
+            raise IntegrityError(
+                f"`{path}` was changed since its directory was first read", hint="wait for it, and run it again"
+            )
+        return path
 
     def sha256(self, name: str) -> str | None:  # noqa: ARG002 - nobody said it
         """Return None: a directory does not say."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lora_hub.checkpoint.checkpoint import Checkpoint
-from lora_hub.checkpoint.known_model import KnownModel, known_model
+from lora_hub.checkpoint.known_model import Known, KnownModel
 from lora_hub.checkpoint.names import Names, Prefix, find_names, not_found
 from lora_hub.checkpoint.orientation import is_transposed
 from lora_hub.checkpoint.plan import Added, Replaced, Source
-from lora_hub.checkpoint.token_layers import is_output
+from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.fields import printable
 from lora_hub.documents.safetensors_header import TensorInfo
@@ -37,15 +36,14 @@ class Changes:
         return {*self.added, *self.replaced}
 
 
-def find_changes(checkpoint: Checkpoint, sources: Iterable[Source]) -> Changes:
-    """Return what *sources* change in *checkpoint*.
+def find_changes(checkpoint: Checkpoint, sources: Iterable[Source], known: Known) -> Changes:
+    """Return what *sources* change in *checkpoint*; *known* is asked where names and shapes leave a doubt.
 
     Raises:
         CompatibilityError: A module is not in the base, has another shape, is quantised, or two changes collide.
         MalformedError: An adapter's delta is zero.
     """
     tensors = {name: info for shard in checkpoint.shards for name, info in shard.tensors.items()}
-    known = functools.cache(lambda: known_model(checkpoint.config, tensors))
     changes = Changes()
     for source in sources:
         _check_is_something(source)
@@ -58,6 +56,8 @@ def find_changes(checkpoint: Checkpoint, sources: Iterable[Source]) -> Changes:
         for path in source.input.adapter.layout.heads:
             _replace(changes, names(path), path, source, tensors)
         _note_what_is_missing(changes, source, names, tensors)
+        if source.weight != 1 and source.input.adapter.layout.heads:
+            changes.notes.append(f"what {source.input.name} replaces is taken whole, whatever its weight")
     for tensor in sorted(changes.added.keys() & changes.replaced.keys()):
         one, other = changes.added[tensor].parts[0][0], changes.replaced[tensor].source
         raise CompatibilityError(
@@ -81,28 +81,35 @@ def _check_is_something(source: Source) -> None:
     )
 
 
-def _names(source: Source, tensors: Mapping[str, TensorInfo], known: Callable[[], KnownModel | None]) -> Names:
+def _names(source: Source, tensors: Mapping[str, TensorInfo], known: Known) -> Names:
     """Return how the modules of *source* are called in the checkpoint: by a prefix, or by what transformers knows."""
-    paths = [module.path for module in source.input.adapter.layout.modules]
+    layout = source.input.adapter.layout
+    paths = [module.path for module in layout.modules]
     found = find_names(paths, tensors, is_optional=is_output, who=source.input.name)
-    if found is not None:
+    # Embeddings and outputs may be called otherwise in the checkpoint, though all else is not.
+    vocabulary = [path for path in (*paths, *layout.heads) if is_output(path) or is_embedding(path)]
+    if found is not None and not _missing(vocabulary, found, tensors):
         return found
-    model = known()
+    names: Names = known() or Prefix()
+    if found is not None and _missing(vocabulary, names, tensors) >= _missing(vocabulary, found, tensors):
+        return found
     for path in paths:
-        if model is not None and path + _WEIGHT in model.converted:
+        if isinstance(names, KnownModel) and path + _WEIGHT in names.converted:
             raise CompatibilityError(
                 f"`{path}`, which `{source.input.name}` adapts, is made of several tensors of the checkpoint, or of "
                 "changed ones: merging into those is not implemented",
                 hint="load the model in transformers, and `save_pretrained` it; or apply the adapter unmerged",
             )
-        if not is_output(path) and (model is None or model(path) + _WEIGHT not in tensors):
-            # The one that no prefix brings there.
-            strange = path if path + _WEIGHT not in tensors else None
-            if strange is not None:
-                raise not_found(strange, tensors, who=source.input.name)
-    if model is None:
-        raise not_found(next(p for p in paths if p + _WEIGHT not in tensors), tensors, who=source.input.name)
-    return model
+        if not is_output(path) and names(path) + _WEIGHT not in tensors:
+            if found is not None:  # a backbone that was saved alone
+                return found
+            raise not_found(path, tensors, who=source.input.name)
+    return names
+
+
+def _missing(paths: Iterable[str], names: Names, tensors: Collection[str]) -> int:
+    """Return how many of *paths* have no weight in the checkpoint under these *names*."""
+    return sum(names(path) + _WEIGHT not in tensors for path in paths)
 
 
 def _check_is_alone(owners: dict[str, str], tensor: str, path: str, source: Source) -> None:
@@ -121,7 +128,7 @@ def _add(
     module: LoraModule,
     checkpoint: Checkpoint,
     tensors: Mapping[str, TensorInfo],
-    known: Callable[[], KnownModel | None],
+    known: Known,
 ) -> None:
     earlier = changes.added.get(tensor)
     info, transposed = tensors.get(tensor), False

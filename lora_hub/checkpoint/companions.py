@@ -11,13 +11,13 @@ from lora_hub.checkpoint.checkpoint import CONFIG_NAME, read_small
 from lora_hub.checkpoint.journal import JOURNAL_NAME
 from lora_hub.checkpoint.model_config import config_bytes
 from lora_hub.checkpoint.plan import MergePlan
-from lora_hub.documents.checkpoint_index import INDEX_NAME
+from lora_hub.documents.checkpoint_index import INDEX_NAME, MAX_INDEX
 from lora_hub.documents.fields import sha256
 from lora_hub.documents.manifest import CARD_NAME
 from lora_hub.errors import IntegrityError
 
 PROVENANCE_NAME = "lora_hub.merge.json"
-_MAX_COMPANION = 128 * 1024 * 1024  # bytes
+_MAX_COMPANION = 128 * 1024 * 1024  # bytes; what is larger is no file of a model, and would be held in memory
 _ENDINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".py", ".md")
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _OURS = {CONFIG_NAME, INDEX_NAME, JOURNAL_NAME, PROVENANCE_NAME, CARD_NAME}
@@ -59,11 +59,15 @@ def companions(plan: MergePlan, tokenizers: Mapping[str, LocalBase]) -> tuple[li
     directories *tokenizers*, by the name of the adapter.
     """
     base = plan.checkpoint.files
-    found = {name: Companion(name=name, files=base) for name in base.sizes if _is_companion(name)}
+    found = {
+        name: Companion(name=name, files=base)
+        for name, size in base.sizes.items()
+        if _is_companion(name) and size <= _MAX_COMPANION
+    }
     if plan.resized is None:
         return list(found.values()), list(_left_out(plan, found))
     for adapter, directory in tokenizers.items():
-        own = [name for name in _TOKENIZER if name in directory.sizes]
+        own = [name for name in _TOKENIZER if directory.sizes.get(name, _MAX_COMPANION + 1) <= _MAX_COMPANION]
         if "tokenizer_config.json" in own or "tokenizer.json" in own:
             kept = {name: companion for name, companion in found.items() if name not in _TOKENIZER}
             kept |= {name: Companion(name=name, files=directory) for name in own}
@@ -104,7 +108,7 @@ def new_index(plan: MergePlan) -> bytes | None:
         return None
     weight_map = {target.name: shard.name for shard in plan.shards for target in shard.targets}
     if weight_map == index.weight_map and plan.dtype is None and plan.resized is None:
-        return read_small(plan.checkpoint.files, INDEX_NAME, limit=_MAX_COMPANION)
+        return read_small(plan.checkpoint.files, INDEX_NAME, limit=MAX_INDEX)
     total = sum(target.size for shard in plan.shards for target in shard.targets)
     return index.changed(weight_map, total_size=total).to_bytes()
 

@@ -23,14 +23,18 @@ from lora_hub.composing.factors import Factors
 from lora_hub.composing.rank import Rank
 from lora_hub.documents.adapter_layout import PREFIX
 from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.common_fingerprint import united
 from lora_hub.documents.fields import Bytes
+from lora_hub.documents.fingerprint import Fingerprint
 from lora_hub.documents.verified_adapter import DTYPE_NAMES, hub_name
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.rounding import rounded
+from lora_hub.sampling import fingerprint_of_weights
 from lora_hub.tensors import DTYPES
 
 Track = Callable[[Sequence[Pair]], Iterable[Pair]]  # yields what it is given, and shows how far it is
 _MOSTLY = 0.5  # of the energy
+_SAMPLED = 256 * 1024 * 1024  # bytes of a weight; a larger one, which is read in blocks, has no fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,7 @@ class _Findings:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     modules: list[ExtractedModule] = field(default_factory=list)
+    base: list[Fingerprint] = field(default_factory=list)  # of each module
     heads: dict[str, None] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     unchanged: int = 0
@@ -129,6 +134,10 @@ def _extract(pair: Pair, difference: Difference, rank: Rank, dtype: torch.dtype,
     stored = Factors(_rounded(low.factors.B, dtype, pair.path), _rounded(low.factors.A, dtype, pair.path))
     B, A = (stored.A.T, stored.B.T) if pair.transposed else stored
     found.tensors |= {f"{PREFIX}{pair.path}.lora_A.weight": A, f"{PREFIX}{pair.path}.lora_B.weight": B}
+    if pair.base.info.stop - pair.base.info.start <= _SAMPLED:
+        before = tensor_of(pair.base)
+        sampled = fingerprint_of_weights({pair.path: before.T if pair.transposed else before})
+        found.base += [sampled] if sampled is not None else []
     found.modules.append(
         ExtractedModule(
             path=pair.path,
@@ -170,7 +179,11 @@ def _check_something_changed(found: _Findings) -> None:
 
 def _finished(fine: Checkpoint, base: Checkpoint, pairs: Pairs, found: _Findings, dtype: torch.dtype) -> Extracted:
     name = base.config.get("_name_or_path")
-    model = BaseModel(repo=hub_name(name if isinstance(name, str) else None), model_type=base.model_type)
+    model = BaseModel(
+        repo=hub_name(name if isinstance(name, str) else None),
+        model_type=base.model_type,
+        fingerprint=united(found.base),
+    )
     config = config_of(
         {module.path: (module.r, module.r) for module in found.modules},
         base=model,

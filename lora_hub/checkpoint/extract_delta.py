@@ -148,7 +148,7 @@ def _bytes(descriptor: int, stored: Stored, start: int, stop: int) -> bytearray:
     try:
         read_into(descriptor, memoryview(content), stored.info.start + start)
     except EOFError as error:
-        raise IntegrityError(f"`{stored.file}` was cut off while it was read", hint="run it again") from error
+        raise IntegrityError(f"`{stored.shard}` was cut off while it was read", hint="run it again") from error
     return content
 
 

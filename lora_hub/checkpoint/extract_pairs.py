@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_hub.checkpoint.base_files import BaseFiles
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.known_model import KnownModel, known_model
 from lora_hub.checkpoint.names import Prefix
+from lora_hub.checkpoint.orientation import transposed_by_plugin
 from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.fields import printable
 from lora_hub.documents.module_names import is_named, names_of, owners_of
 from lora_hub.documents.safetensors_header import TensorInfo
-from lora_hub.errors import CompatibilityError, NotFoundError, PluginError
-from lora_hub.plugin_manager import plugins
+from lora_hub.errors import CompatibilityError, NotFoundError
 
 _MATRIX = 2  # axes
+_NUMBERED = re.compile(r"(?:[^.]*\.)*?[0-9]+(?=\.)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One tensor in a file."""
+    """One tensor in a shard of a checkpoint."""
 
     name: str
-    file: Path
+    files: BaseFiles
+    shard: str
     info: TensorInfo
+
+    @property
+    def file(self) -> Path:
+        """Where the shard lies; `IntegrityError` if it was changed since its header was read."""
+        return self.files.fetched(self.shard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,8 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
         )
     before, after = _stored(base), _stored(fine)
     counterpart = _prefix(after, before)
-    known = known_model(fine.config, after)
+    missing = sorted(before.keys() - set(map(counterpart, after)))
+    known = known_model(fine.config, [*missing, *after])
     in_memory = {stored: memory for memory, stored in known.tensors.items()} if known else {}
     pairs = []
     for name, stored in sorted(after.items()):
@@ -95,7 +105,7 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
             )
         )
     _check_full(pairs, full)
-    notes = list(_missing(before, {counterpart(name) for name in after}))
+    notes = list(_notes_on(missing, before, known))
     for pair in pairs:
         _check_shape(pair)
     linear = frozenset(known.transposed) if known else frozenset(p.path for p in pairs if p.transposed is not None)
@@ -104,7 +114,7 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Stored]:
     return {
-        name: Stored(name=name, file=checkpoint.files.fetched(shard.name), info=info)
+        name: Stored(name=name, files=checkpoint.files, shard=shard.name, info=info)
         for shard in checkpoint.shards
         for name, info in shard.tensors.items()
     }
@@ -136,11 +146,7 @@ def _may_be_linear(name: str, info: TensorInfo) -> bool:
 def _transposed(path: str, model_type: str | None, known: KnownModel | None) -> bool | None:
     if known is not None:
         return known.transposed.get(path)
-    try:
-        projection = plugins().find(model_type).projection(path)
-    except PluginError:
-        return None
-    return None if projection is None else projection.fan_in_fan_out
+    return transposed_by_plugin(path, model_type)
 
 
 def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:
@@ -153,16 +159,26 @@ def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:
             )
 
 
-def _missing(before: Mapping[str, Stored], found: Collection[str]) -> Iterator[str]:
-    for name in sorted(before.keys() - found):
-        if is_output(name.rpartition(".")[0]):
-            yield f"the fine-tuned checkpoint has no `{name}`: it is tied to the embeddings there"
-            continue
-        raise CompatibilityError(
-            f"the fine-tuned checkpoint has no tensor `{name}`, which the base has ({len(before.keys() - found)} are "
-            "missing)",
-            hint="name the base that it was fine-tuned from, and a whole checkpoint of it",
-        )
+def _notes_on(missing: Sequence[str], before: Collection[str], known: KnownModel | None) -> Iterator[str]:
+    """Yield remarks on tensors of the base that the fine-tuned checkpoint has not: heads, buffers, a tied output."""
+    layers = {_layer(name) for name in set(before).difference(missing)} | {None}
+    foreign = [n for n in missing if known is not None and n in known.foreign and _layer(n) in layers]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        yield f"the base has `{foreign[0]}`{more}, which the fine-tuned model does not read"
+    for name in sorted(set(missing).difference(foreign)):
+        if not is_output(name.rpartition(".")[0]):
+            raise CompatibilityError(
+                f"the fine-tuned checkpoint has no tensor `{name}`, which the base has ({len(missing)} are missing)",
+                hint="name the base that it was fine-tuned from, and a whole checkpoint of it",
+            )
+        yield f"the fine-tuned checkpoint has no `{name}`: it is tied to the embeddings there"
+
+
+def _layer(name: str) -> str | None:
+    """Return the first numbered item of a list that the tensor is in, such as ``model.layers.3``."""
+    found = _NUMBERED.match(name)
+    return found and found[0]
 
 
 def _check_shape(pair: Pair) -> None:

@@ -22,7 +22,7 @@ from lora_hub.files import machine_errors, read_file, write_files
 JOURNAL_NAME = "merge.json"
 SCHEMA = "lora-hub/merge-journal/v1"
 _MAX_JOURNAL = 256 * 1024 * 1024  # bytes
-_MAX_SIZE = 2**48  # bytes of a shard
+MAX_SIZE = 2**48  # bytes of weights
 _START_AGAIN = "empty the output directory, and run it without --resume"
 
 
@@ -95,7 +95,7 @@ def _from_json(fields: Fields) -> WrittenShard:
     fields.only("size", "sha256", "base_sha256", "sums")
     sums = fields.object("sums")
     return WrittenShard(
-        size=fields.integer("size", low=0, high=_MAX_SIZE),
+        size=fields.integer("size", low=0, high=MAX_SIZE),
         sha256=fields.text("sha256", "a SHA-256", is_sha256),
         base_sha256=fields.text("base_sha256", "a SHA-256", is_sha256),
         sums={path: Sums(*sums.read(path, list, "three numbers", _are_three)) for path in sums.values},
@@ -116,13 +116,18 @@ def alone_in(directory: Path) -> Iterator[None]:
     with machine_errors():
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(f"another process merges into `{directory}`", hint="wait for it to end") from error
+        with machine_errors():  # not every file system has locks
+            _lock(descriptor, directory)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise MachineError(f"another process merges into `{directory}`", hint="wait for it to end") from error
 
 
 def realised(shards: Mapping[str, WrittenShard]) -> dict[str, Sums]:

@@ -6,9 +6,15 @@ import takes more memory than a merge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+# Parameters that are made for a model whose checkpoint has fewer tensors: a second. A config may ask for any number.
+_MANY = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +25,15 @@ class KnownModel:
         transposed: Whether the weight of the module is stored ``[in, out]``, by path, for linear modules.
         tensors: The checkpoint's name of a parameter, by its name in memory; what is converted on the way is not there.
         converted: Names in memory of parameters that are made of several tensors, or of changed ones.
+        tied: Parameters that are one tensor in memory, by the checkpoint's names, or their own where it has none.
+        foreign: Tensors of the checkpoint that the model does not read, such as another class's head.
     """
 
     transposed: Mapping[str, bool]
     tensors: Mapping[str, str]
     converted: frozenset[str]
+    tied: tuple[frozenset[str], ...]
+    foreign: frozenset[str]
 
     def __call__(self, path: str) -> str:
         """Return the checkpoint's path of the module at *path* in memory, or *path* where it has none."""
@@ -31,11 +41,14 @@ class KnownModel:
         return found.removesuffix(".weight") if found is not None and found.endswith(".weight") else path
 
 
-def known_model(config: Mapping[str, Any], tensors: Iterable[str]) -> KnownModel | None:
+Known = Callable[[], KnownModel | None]  # asks once, and only if somebody needs to know
+
+
+def known_model(config: Mapping[str, Any], tensors: Collection[str]) -> KnownModel | None:
     """Return what transformers knows of the model that *config* describes; None if it is missing, or knows nothing.
 
     Args:
-        config: The checkpoint's ``config.json``; code that it names is never run.
+        config: The checkpoint's ``config.json``; code that it names is never run, nor kernels fetched.
         tensors: The names in the checkpoint.
     """
     try:
@@ -48,24 +61,65 @@ def known_model(config: Mapping[str, Any], tensors: Iterable[str]) -> KnownModel
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         return None
     try:
-        model = _on_meta(model_class, config)
-        names = _names_in_memory(model, tensors)
+        with _bounded(max(_MANY, 2 * len(tensors))):
+            model = _on_meta(model_class, config)
+        return _known(model, tensors)
     except Exception:  # noqa: BLE001 - a config that this version cannot build is one that it does not know
         return None
+
+
+def _known(model: Any, tensors: Collection[str]) -> KnownModel:  # noqa: ANN401 - transformers has no types
+    names, state = _names_in_memory(model, tensors), model.state_dict()
     plain = {memory: stored for memory, stored, is_plain in names if is_plain}
     return KnownModel(
         transposed=dict(_linear(model)),
         tensors=plain,
         converted=frozenset(memory for memory, _, is_plain in names if not is_plain),
+        tied=tuple(_tied(model.all_tied_weights_keys, plain)),
+        foreign=frozenset(stored for memory, stored in plain.items() if memory not in state),
     )
 
 
-def _on_meta(model_class: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transformers has no types
+def _on_meta(model_class: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
     import torch
 
-    settings = {key: value for key, value in config.items() if key not in {"auto_map", "quantization_config"}}
     with torch.device("meta"):
-        return model_class(model_class.config_class.from_dict(settings))
+        return model_class(model_class.config_class.from_dict(_harmless(config)))
+
+
+def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *config* without what names code, or kernels to bring from the Hub (``attn_implementation``)."""
+    return {
+        key: _harmless(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in {"auto_map", "quantization_config"} and "implementation" not in key
+    }
+
+
+@contextlib.contextmanager
+def _bounded(most: int) -> Iterator[None]:
+    """Raise `ValueError` where a module is given a parameter more than *most*."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    numbers = itertools.count(1)
+
+    def count(_module: object, _name: str, _parameter: object) -> None:
+        if next(numbers) > most:
+            raise ValueError(f"a model of more than {most} parameters")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _tied(keys: Mapping[str, str], stored: Mapping[str, str]) -> Iterator[frozenset[str]]:
+    """Yield the parameters that are one, by the names they are *stored* under; *keys* says whose each of them is."""
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    for name, owner in keys.items():
+        groups[owner] |= {stored.get(name, name), stored.get(owner, owner)}
+    yield from map(frozenset, groups.values())
 
 
 def _linear(model: Any) -> Iterable[tuple[str, bool]]:  # noqa: ANN401

@@ -90,11 +90,11 @@ def _open(plan: MergePlan, output: Path, *, resume: bool) -> tuple[Journal, dict
         journal = Journal(directory=output, recipe=recipe, stamp=stamp)
         journal.write()
         return journal, None
-    return Journal(directory=output, recipe=recipe, stamp=stamp), _finished(output, recipe)
+    return Journal(directory=output, recipe=recipe, stamp=stamp), _finished(plan, output, recipe)
 
 
-def _finished(output: Path, recipe: str) -> dict[str, object]:
-    """Return the provenance of the merge in *output*, which must be of this recipe, all its files proven."""
+def _finished(plan: MergePlan, output: Path, recipe: str) -> dict[str, object]:
+    """Return the provenance of the merge in *output*, which must be of this recipe and base, all its files proven."""
     try:
         document = provenances.parse(bytes(read_file(output / PROVENANCE_NAME, limit=provenances.MAX_PROVENANCE)))
     except NotFoundError as error:
@@ -107,11 +107,23 @@ def _finished(output: Path, recipe: str) -> dict[str, object]:
             hint="name a new directory",
         )
     for name, expected in document["files"].items():
-        if hash_file(output / name)[1] != expected:
+        if not (output / name).is_file() or hash_file(output / name)[1] != expected:
             raise IntegrityError(
                 f"`{name}` in `{output}` was changed since the merge", hint="merge into a new directory"
             )
+    _check_same_base(plan, output, document["base"]["shards"])
     return document
+
+
+def _check_same_base(plan: MergePlan, output: Path, merged: Mapping[str, str]) -> None:
+    """A recipe has the headers of a base in a directory, which those of its siblings may equal, and not its weights."""
+    files = plan.checkpoint.files
+    for shard in plan.shards:
+        if (files.sha256(shard.name) or hash_file(files.fetched(shard.name))[1]) != merged.get(shard.name):
+            raise UsageError(
+                f"`{output}` holds a finished merge into another base: its `{shard.name}` had other weights",
+                hint="name a new directory",
+            )
 
 
 def _kept(journal: Journal, plan: MergePlan, output: Path, progress: Progress) -> tuple[str, ...]:
@@ -129,8 +141,12 @@ def _kept(journal: Journal, plan: MergePlan, output: Path, progress: Progress) -
 
 def check_space(plan: MergePlan, output: Path, *, kept: tuple[str, ...] = ()) -> None:
     """Raise `MachineError` unless the disk holds what is still to be written."""
-    needed = sum(shard.size for shard in plan.shards if shard.name not in kept)
-    free = free_space(output)
+    missing = [shard for shard in plan.shards if shard.name not in kept]
+    needed, free = sum(shard.size for shard in missing), free_space(output)
+    with machine_errors():
+        # What a killed run left half is written over.
+        parts = [path for shard in missing if (path := _part(output, shard)).is_file()]
+        free += sum(path.stat().st_size for path in parts)
     if needed + _SPARE > free:
         raise MachineError(
             f"{needed + _SPARE} bytes are to be written to `{output}`, {free} are free there",
@@ -149,7 +165,7 @@ def free_space(output: Path) -> int:
 
 def _write(plan: MergePlan, shard: ShardPlan, output: Path, progress: Progress) -> WrittenShard:
     files = plan.checkpoint.files
-    part, target = output / f"{shard.name}.part", output / shard.name
+    part, target = _part(output, shard), output / shard.name
     source = files.fetched(shard.name)
     with progress(shard.name, shard.size) as on_bytes:
         written = write_shard(shard, source, part, on_bytes=on_bytes)
@@ -163,6 +179,11 @@ def _write(plan: MergePlan, shard: ShardPlan, output: Path, progress: Progress) 
         part.replace(target)
         sync_directory(output)
     return written
+
+
+def _part(output: Path, shard: ShardPlan) -> Path:
+    """Return where the shard lies until it is whole."""
+    return output / f"{shard.name}.part"
 
 
 def _check_something_changed(plan: MergePlan, journal: Journal) -> None:

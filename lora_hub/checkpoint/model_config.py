@@ -76,10 +76,10 @@ def _set_labels(
     tasks = [source.input.adapter.config.task_type for source in sources]
     task = next((task for task in tasks if task in _WITH_LABELS), None)
     weights = [replaced.tensor() for name, replaced in new.items() if name.endswith(".weight")]
-    matrices = [weight for weight in weights if weight.dim() == 2]  # noqa: PLR2004
-    if task is None or not matrices:
+    rows = [weight.shape[0] for weight in weights if weight.dim() == 2]  # noqa: PLR2004
+    if task is None or not rows:
         return []
-    labels = matrices[-1].shape[0]
+    labels = min(rows)  # a head may have a layer as wide as the model before the last one
     known = config.get("id2label")
     if labels != (len(known) if isinstance(known, dict) else config.get("num_labels", _TWO)):
         config.pop("num_labels", None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from lora_hub.checkpoint.known_model import KnownModel
+from lora_hub.checkpoint.known_model import Known
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.fields import printable
 from lora_hub.errors import CompatibilityError, PluginError
@@ -17,7 +15,7 @@ def is_transposed(
     shape: tuple[int, ...],
     *,
     model_type: str | None,
-    known: Callable[[], KnownModel | None],
+    known: Known,
     who: str,
 ) -> bool:
     """Return whether the weight of *module*, the checkpoint's *tensor* of *shape*, is stored ``[in, out]``.
@@ -35,7 +33,7 @@ def is_transposed(
         )
     if straight[0] != straight[1]:
         return shape != straight
-    by_plugin = _by_plugin(module.path, model_type)
+    by_plugin = transposed_by_plugin(module.path, model_type)
     if by_plugin is not None:
         return by_plugin
     transposed = model.transposed if (model := known()) is not None else {}
@@ -49,7 +47,8 @@ def is_transposed(
     return transposed[path]
 
 
-def _by_plugin(path: str, model_type: str | None) -> bool | None:
+def transposed_by_plugin(path: str, model_type: str | None) -> bool | None:
+    """Return what the architecture plugin of *model_type* says of the module at *path*; None if nobody knows it."""
     try:
         projection = plugins().find(model_type).projection(path)
     except PluginError:

@@ -155,7 +155,7 @@ class MergePlan:
             yield from shard.touched
 
     def recipe(self) -> dict[str, Any]:
-        """Return what decides about every byte that is written."""
+        """Return what decides about every byte that is written, but for the weights of a base in a directory."""
         return {
             "base": self.checkpoint.identity(),
             "adapters": [{"digest": source.description["digest"], "weight": source.weight} for source in self.sources],
@@ -163,5 +163,5 @@ class MergePlan:
         }
 
     def digest(self) -> str:
-        """Return ``sha256:…`` of the recipe: two merges of one digest write the same weights."""
+        """Return ``sha256:…`` of the recipe: two merges of one digest write the same weights into the same base."""
         return f"sha256:{sha256(canonical_json(self.recipe()))}"

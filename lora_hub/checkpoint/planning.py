@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from lora_hub.checkpoint.changes import Changes, find_changes
 from lora_hub.checkpoint.checkpoint import Checkpoint
 from lora_hub.checkpoint.fingerprint import REQUESTS, compare_with_files
+from lora_hub.checkpoint.known_model import known_model
 from lora_hub.checkpoint.model_config import changed_config
 from lora_hub.checkpoint.plan import Added, MergePlan, Replaced, ShardPlan, Source, Target
 from lora_hub.checkpoint.token_layers import is_embedding, is_output
@@ -35,14 +37,15 @@ def plan_merge(
 
     Raises:
         UsageError: No adapter, or no such dtype.
-        CompatibilityError: Adapters and base do not fit; nothing was read but headers.
+        CompatibilityError: Adapters and base do not fit.
     """
     if not sources:
         raise UsageError("no adapter is named", hint="name at least one REF")
     target = _target_dtype(dtype)
     _check_base(checkpoint, sources, allow_other_base=allow_other_base)
-    changes = find_changes(checkpoint, sources)
-    vocabulary = settle(checkpoint, changes, target)
+    known = functools.cache(lambda: known_model(checkpoint.config, checkpoint.shard_of))
+    changes = find_changes(checkpoint, sources, known)
+    vocabulary = settle(checkpoint, changes, target, known)
     shards = tuple(_plan_shards(checkpoint, changes, vocabulary, target))
     config, notes = changed_config(checkpoint, changes, vocabulary, sources, target)
     return MergePlan(

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_hub.checkpoint.companions import PROVENANCE_NAME
 from lora_hub.checkpoint.deltas import Sums
-from lora_hub.checkpoint.journal import realised
+from lora_hub.checkpoint.journal import MAX_SIZE, realised
 from lora_hub.checkpoint.plan import MergePlan
 from lora_hub.checkpoint.shard import WrittenShard
 from lora_hub.documents.fields import Fields, canonical_json, is_sha256, parse_json_object
@@ -117,10 +117,12 @@ def parse(content: bytes) -> dict[str, Any]:
     fields = Fields(document, hint=_HINT)
     fields.check_schema(SCHEMA)
     fields.text("recipe")
-    files = fields.object("files")
-    for name in files.values:
-        files.text(name, "a SHA-256", is_sha256)
+    fields.integer("size", low=0, high=MAX_SIZE)
+    for digests in (fields.object("files"), fields.object("base").object("shards")):
+        for name in digests.values:
+            digests.text(name, "a SHA-256", is_sha256)
     for one in (fields.object("realised"), *map(fields.object("modules").object, fields.object("modules").values)):
+        one.only("gain", "error")
         one.number("gain")
         one.number("error")
     return document

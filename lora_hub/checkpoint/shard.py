@@ -17,7 +17,7 @@ from lora_hub.checkpoint.deltas import BLOCK, Scratch, Sums, add_rows, computing
 from lora_hub.checkpoint.hashed_file import PIECE, HashedFile, HashedSource, hash_file, hashed_file
 from lora_hub.checkpoint.plan import Added, Replaced, ShardPlan, Target
 from lora_hub.documents.fields import printable
-from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError
+from lora_hub.errors import CompatibilityError, IntegrityError, LoraHubError, MalformedError
 from lora_hub.files import machine_errors
 from lora_hub.rounding import round_once
 from lora_hub.tensors import DTYPES
@@ -125,7 +125,7 @@ class _Writer:
                 weight, terms, rows, transposed=change.transposed, out=out.view(-1, columns), scratch=self._scratch
             )
             if not sums.is_finite:
-                _check_finite(target.name, weight, out)
+                raise _not_finite(target.name, weight, out)
             total += sums
             self._write(piece)
         return total
@@ -139,7 +139,7 @@ class _Writer:
             values = self._weight(target, start, stop) if replaced is None else replaced[start:stop]
             piece, out = self._out_tensor(target, stop - start)
             round_once(values, out)
-            if not torch.isfinite(out).all() and torch.isfinite(values).all():
+            if (torch.isfinite(values) & ~torch.isfinite(out)).any():
                 raise _too_large(target.name, out.dtype)
             self._write(piece)
 
@@ -181,11 +181,16 @@ def _runs(targets: tuple[Target, ...]) -> Iterator[Target | tuple[int, int]]:
         yield start, stop
 
 
-def _check_finite(name: str, weight: Tensor, out: Tensor) -> None:
+def _not_finite(name: str, weight: Tensor, out: Tensor) -> LoraHubError:
+    """Return the error about a weight or a delta that cannot be measured."""
     if not torch.isfinite(weight).all():
-        raise MalformedError(f"`{name}` of the base holds NaN or infinity", hint="download the base model again")
+        return MalformedError(f"{printable(name)} of the base holds NaN or infinity", hint="download the base again")
     if not torch.isfinite(out).all():
-        raise _too_large(name, out.dtype)
+        return _too_large(name, out.dtype)
+    return MalformedError(
+        f"the delta of {printable(name)} has numbers whose squares are too large for float64",
+        hint="the training diverged: go back to a checkpoint",
+    )
 
 
 def _too_large(name: str, dtype: torch.dtype) -> CompatibilityError:

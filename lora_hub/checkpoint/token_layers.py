@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _OUTPUTS = ("lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "embeddings")
 
 
 def is_output(path: str) -> bool:

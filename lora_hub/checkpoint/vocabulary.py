@@ -19,6 +19,7 @@ from lora_hub.tensors import DTYPES
 if TYPE_CHECKING:
     from lora_hub.checkpoint.changes import Changes
     from lora_hub.checkpoint.checkpoint import Checkpoint
+    from lora_hub.checkpoint.known_model import Known, KnownModel
 
 _WEIGHT = ".weight"
 _PIECE = 4 * 1024 * 1024  # bytes that are compared at once
@@ -46,36 +47,66 @@ class Vocabulary:
     rows: int | None = None
 
 
-def settle(checkpoint: Checkpoint, changes: Changes, dtype: str | None) -> Vocabulary:
+def settle(checkpoint: Checkpoint, changes: Changes, dtype: str | None, known: Known) -> Vocabulary:
     """Return what becomes of embedding and output when *changes* are made; one that changes nothing is taken out.
 
     Raises:
-        CompatibilityError: It is not clear which of several embeddings is meant, or the two would not fit each other.
+        CompatibilityError: It is not clear which of several embeddings is meant, the two would not fit each other, or
+            more than these two are one tensor.
     """
-    tensors = {name: info for shard in checkpoint.shards for name, info in shard.tensors.items()}
-    concerned = [name for name in changes.names() if _is_of(name, is_output) or _is_of(name, is_embedding)]
+    stored = checkpoint.shard_of
+    concerned = sorted(name for name in changes.names() if _is_of(name, is_output) or _is_of(name, is_embedding))
     if not concerned:
         return Vocabulary(made={})
-    embeddings = [name for name in tensors if _is_of(name, is_embedding)]
-    outputs = sorted({name for name in (*tensors, *changes.names()) if _is_of(name, is_output)})
-    if len(embeddings) != 1 or len(outputs) > 1:
+    names = sorted({*stored, *changes.names()})
+    embeddings = [name for name in names if _is_of(name, is_embedding)]
+    outputs = [name for name in names if _is_of(name, is_output)]
+    if len(embeddings) != 1 or embeddings[0] not in stored or len(outputs) > 1:
         raise CompatibilityError(
-            f"`{concerned[0]}` is changed, and the base has {len(embeddings)} embeddings and {len(outputs)} outputs: "
-            "which of them are tied is not known",
+            f"`{concerned[0]}` is changed, and with the adapters' the base has {len(embeddings)} embeddings and "
+            f"{len(outputs)} outputs: which of them are tied is not known",
             hint="apply the adapter unmerged, or train it without its vocabulary",
         )
-    (embedding,), output = embeddings, outputs[0] if outputs else _implied_output(checkpoint)
+    (embedding,), model = embeddings, known()
+    output = outputs[0] if outputs else _output_of(checkpoint, embedding, model)
+    is_apart = output in stored and _says_tied(checkpoint.config) is False
+    for name in concerned:
+        if not (name == output and is_apart):
+            _check_no_other(_tied_to(name, model) - {embedding, output}, name)
     if output is None:  # a backbone without an output
-        return Vocabulary(made={}, rows=_rows(changes, tensors[embedding].shape[0], [embedding]))
-    return _settle_pair(checkpoint, changes, embedding, output, dtype)
+        rows = stored[embedding].tensors[embedding].shape[0]
+        return Vocabulary(made={}, rows=_rows(changes, rows, [embedding]))
+    return _settle_pair(checkpoint, changes, embedding, output, dtype, model)
+
+
+def _tied_to(tensor: str, model: KnownModel | None) -> frozenset[str]:
+    """Return the names of all that is one with *tensor* in memory, as far as transformers knows the model."""
+    return next((names for names in ([] if model is None else model.tied) if tensor in names), frozenset())
+
+
+def _check_no_other(names: frozenset[str | None], changed: str) -> None:
+    """An encoder and a decoder may share their embedding: whoever unties the output would untie them too."""
+    if names:
+        raise CompatibilityError(
+            f"`{changed}` is one tensor with {' and '.join(f'`{name}`' for name in sorted(map(str, names)))}: changing "
+            "one of several is not implemented",
+            hint="apply the adapter unmerged, or train it without its vocabulary",
+        )
 
 
 def _settle_pair(
-    checkpoint: Checkpoint, changes: Changes, embedding: str, output: str, dtype: str | None
+    checkpoint: Checkpoint,
+    changes: Changes,
+    embedding: str,
+    output: str,
+    dtype: str | None,
+    model: KnownModel | None,
 ) -> Vocabulary:
     shard_of = checkpoint.shard_of
     info = shard_of[embedding].tensors[embedding]
     is_stored, says = output in shard_of, _says_tied(checkpoint.config)
+    if says is None and not is_stored and model is not None:
+        says = output in _tied_to(embedding, model)
     _check_can_be_tied(changes, embedding, output, info.shape, is_stored=is_stored, says=says)
     rows = _rows(changes, info.shape[0], [embedding, output])
     if _end_equal(changes, embedding, output, DTYPES[dtype or info.dtype]):
@@ -109,6 +140,12 @@ def _says_tied(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
+def _output_of(checkpoint: Checkpoint, embedding: str, model: KnownModel | None) -> str | None:
+    """Return the name of the output that the base does not store: what transformers ties, or what its class implies."""
+    tied = _tied_to(embedding, model) - {embedding}
+    return next(iter(tied)) if len(tied) == 1 else _implied_output(checkpoint)
+
+
 def _implied_output(checkpoint: Checkpoint) -> str | None:
     """Return the name of the output that a tied language model does not store; None if it is a backbone alone."""
     architectures = checkpoint.config.get("architectures")
@@ -122,7 +159,7 @@ def _check_can_be_tied(
 ) -> None:
     if not is_stored and says is False:
         raise CompatibilityError(
-            f"the base has no `{output}`, and its config says that it is not tied to `{embedding}`",
+            f"the base has no `{output}`, and it is not tied to `{embedding}`",
             hint="download the base model again",
         )
     if not is_stored and output.endswith(f".decoder{_WEIGHT}"):

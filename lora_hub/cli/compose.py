@@ -174,7 +174,7 @@ def _as_text(made: Composition, output: str | None) -> str:
     report, manifest = made.report, made.adapter.manifest
     parts = " ".join(f"{one.weight:+g} {one.id}" for one in made.recipe.inputs)
     lines = [
-        f"{made.recipe.rule}: {parts}",
+        f"{made.recipe.rule}: {parts}" + (f", weights {way}" if (way := made.recipe.weights) != "given" else ""),
         f"{len(report.modules)} modules, rank {report.rank_in} -> {report.rank_out}, {manifest.lora.dtype}",
         f"retained energy {report.kept:.6f}, worst module {report.worst.path} {report.worst.kept:.6f}",
         f"{output}  {made.adapter.digest}" if output else "nothing was written (--dry-run)",

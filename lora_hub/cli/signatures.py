@@ -63,6 +63,8 @@ def verify(
 
         again = recomputing.recompute(source, registry=registry, key=key, inputs=_directories(inputs))
         done, recomputed = again.verified, _recomputed(again)
+        for name, why in again.yanked.items():
+            say(f"the input `{name}` was yanked by its publisher: {why}")
     else:
         done, recomputed = vouch.verify(source, registry=registry, key=key), {}
     if done.yanked is not None:
@@ -100,6 +102,7 @@ def _recomputed(again: Recomputed) -> dict[str, Any]:
         "limit": comparison.limit,
         "modules": {path: difference.whole for path, difference in comparison.differences.items()},
         "inputs": dict(again.reasons),
+        "yanked_inputs": dict(again.yanked),
     }
     return {"recomputed": document}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lora_hub.adapter_files import config_of, files_of
 from lora_hub.composing.exactness import reproducible
+from lora_hub.composing.factors import Factors
 from lora_hub.composing.inputs import Input
 from lora_hub.composing.merging import Deltas, Merged, merge
 from lora_hub.composing.plan import Plan, plan_of
@@ -39,7 +41,8 @@ def compose(
 ) -> Composed:
     """Return the adapter that *recipe* makes of *inputs*. Same recipe, same bytes in, same bytes out, on one machine.
 
-    Computes in float64 on one thread, and rounds once. Never forms a matrix of ``[out, in]``.
+    Computes in float64 on one thread, and rounds once. Never forms a matrix of ``[out, in]`` that is larger than its
+    factors are.
 
     Args:
         inputs: Its adapters, in its order, under their ids.
@@ -71,12 +74,18 @@ def _fitted(plan: Plan) -> Plan:
 
 def _compute(plan: Plan, track: Track) -> Composed:
     tensors: dict[str, Tensor] = {}
-    reports = []
+    reports, too_small = [], 0
     for path in track(list(plan.modules)):
         merged = _merged(plan, path)
-        for side, factor in zip("AB", (merged.factors.A, merged.factors.B), strict=True):
-            tensors[f"{PREFIX}{path}.lora_{side}.weight"] = _stored(factor, plan.dtype, path)
+        factors = merged.factors.balanced() if plan.dtype is torch.float16 else merged.factors
+        stored = Factors(*(_stored(factor, plan.dtype, path) for factor in factors))
+        tensors |= {f"{PREFIX}{path}.lora_{side}.weight": getattr(stored, side) for side in "AB"}
+        too_small += any(map(_is_too_small, factors, stored))
         reports.append(_report(plan, path, merged))
+    if too_small:
+        what = f"{too_small} of {len(reports)} modules have numbers too small for {_name(plan.dtype)}"
+        note = f"{what}, which are lost in part or wholly: name a wider dtype, such as `--dtype float32`"
+        plan = dataclasses.replace(plan, notes=(*plan.notes, note))
     return _finished(plan, tensors, {one.path: (one.r, one.r) for one in reports}, tuple(reports))
 
 
@@ -97,10 +106,22 @@ def _stored(factor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
     stored = rounded(factor, dtype)
     if not stored.isfinite().all():
         raise UsageError(
-            f"`{path}` has numbers that {dtype} cannot hold".replace("torch.", ""),
+            f"`{path}` has numbers that {_name(dtype)} cannot hold",
             hint="name a wider dtype, such as `--dtype float32`, or smaller weights",
         )
     return stored
+
+
+def _is_too_small(factor: Tensor, stored: Tensor) -> bool:
+    """Whether *factor* lost more by being rounded than half of the last bit of each number, as denormals do."""
+    size, limits = torch.linalg.vector_norm(factor), torch.finfo(stored.dtype)
+    if size >= math.sqrt(factor.numel()) * limits.smallest_normal:  # then denormals are too few, or too small, to count
+        return False
+    return bool(torch.linalg.vector_norm(stored.double() - factor) > limits.eps * size)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _report(plan: Plan, path: str, merged: Merged) -> ModuleReport:
@@ -165,6 +186,9 @@ def _notes(plan: Plan, reports: Sequence[ModuleReport]) -> Iterable[str]:
         values = _values(plan, what)
         if len(values) > 1:
             yield f"the inputs differ in {what} ({', '.join(sorted(map(str, values)))}), so none is written"
+    bases = {one.adapter.manifest.base.repo for one in plan.inputs} - {None}
+    if len(bases) > 1:
+        yield f"the inputs are of different bases ({', '.join(sorted(map(str, bases)))}); the first is written"
     scaled = any(weight != 1 for weight in plan.weights.own.values())
     for path in plan.heads:
         yield f"`{path}` (modules_to_save) is kept as it is" + ("; no weight scales it" if scaled else "")

@@ -34,6 +34,15 @@ class Factors(NamedTuple):
         """R, the number of columns of B: the rank at most."""
         return self.A.shape[0]
 
+    def balanced(self) -> Factors:
+        """Return the same delta, each column of B and its row of A brought to like sizes by a power of two: exactly.
+
+        For float16, to which a small column of B is zero even where its row of A is large.
+        """
+        B, A = (torch.frexp(sizes).exponent for sizes in (self.B.abs().amax(dim=0), self.A.abs().amax(dim=1)))
+        factor = torch.tensor([math.ldexp(1.0, n) for n in ((A - B) // 2).tolist()], dtype=torch.float64)
+        return Factors(self.B * factor, self.A / factor[:, None])
+
 
 class Svd(NamedTuple):
     """``U @ diag(S) @ Vh`` is the delta: ``[out, n]``, ``[n]`` falling, ``[n, in]``; n is R, or min(out, in)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from lora_hub.composing.randomness import key_of
 from lora_hub.composing.rank import Rank
 from lora_hub.composing.spaces import ProjectedTasks, Space, mask_key
 from lora_hub.composing.streamed import Streamed, range_svd
-from lora_hub.errors import PluginError, UsageError
+from lora_hub.errors import LoraHubError, PluginError, UsageError
 from lora_hub.rule import Block, Merge, Rule, Settings
 
 
@@ -123,10 +124,12 @@ def _streamed(deltas: Deltas, method: Method) -> Merged:
 
 def _merge_block(tasks: ProjectedTasks, method: Method, path: str) -> Merge:
     """Return what the rule prepared, with its results looked at: it may be anybody's."""
-    prepared = method.rule.merge(tasks, method.settings)
+    with _named(method.rule, path):
+        prepared = method.rule.merge(tasks, method.settings)
 
     def merge_block(block: Block) -> Tensor:
-        merged = prepared(block)
+        with _named(method.rule, path):
+            merged = prepared(block)
         if not isinstance(merged, Tensor) or merged.shape != block.values.shape[1:]:
             found = list(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
             raise PluginError(
@@ -141,6 +144,20 @@ def _merge_block(tasks: ProjectedTasks, method: Method, path: str) -> Merge:
         return merged.double()
 
     return merge_block
+
+
+@contextmanager
+def _named(rule: Rule, path: str) -> Iterator[None]:
+    """Say of what *rule* raises whose it is: it may be anybody's."""
+    try:
+        yield
+    except (LoraHubError, MemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the method `{rule.name}` failed in `{path}`: {type(error).__name__}: {error}",
+            hint="`lora-hub plugins` says whose it is; tell its author",
+        ) from error
 
 
 def _tasks(deltas: Deltas, method: Method, space: Space) -> ProjectedTasks:

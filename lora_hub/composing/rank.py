@@ -83,7 +83,9 @@ def _number(text: str, number: str) -> float:
 
 def _checked(text: str, number: float, low: float, high: float) -> float:
     if not (low <= number <= high and number > 0 and math.isfinite(number)):
-        raise UsageError(f"`{text}`: {number:g} is out of range", hint=f"from {low:g} to {high:g}")
+        least = f"at least {low:g}" if low else "more than 0"
+        most = f" and at most {high:g}" if math.isfinite(high) else ""
+        raise UsageError(f"`{text}`: {number:g} is out of range", hint=f"a finite number, {least}{most}")
     return number
 
 

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from lora_hub.composing.factors import norm
 from lora_hub.composing.inputs import Input
 from lora_hub.documents.fields import printable
-from lora_hub.documents.recipe import LayerWeights, Recipe
+from lora_hub.documents.recipe import MAX_LAYERS, MAX_PATTERN, MAX_WEIGHT, WEIGHTS, LayerWeights, Recipe
 from lora_hub.errors import UsageError
-
-WAYS = ("given", "equal", "norm")
-MAX_WEIGHT = 1e6
-MAX_PATTERN = 512  # characters
-MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +35,8 @@ def weights_of(inputs: Sequence[Input], recipe: Recipe) -> Weights:
             asked for beside others.
     """
     own = {one.id: one.weight for one in recipe.inputs}
-    if recipe.weights not in WAYS:
-        raise UsageError(f"`{recipe.weights}` is no way to weigh", hint=f"there are {', '.join(WAYS)}")
+    if recipe.weights not in WEIGHTS:
+        raise UsageError(f"`{recipe.weights}` is no way to weigh", hint=f"there are {', '.join(WEIGHTS)}")
     if recipe.weights == "equal":
         if set(own.values()) != {1.0}:
             raise UsageError("equal weights and other weights contradict each other", hint="leave out one of them")

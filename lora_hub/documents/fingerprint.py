@@ -34,7 +34,7 @@ MIN_COUNT = 4
 BUDGET = 16 * 1024  # bytes of all that is sampled, before base64 makes four of three
 MAX_GROUPS = 256  # of modules whose names differ in more than the number of a layer; 300 bytes of JSON each
 _GOLDEN = 2_654_435_769  # 2^32 / the golden ratio
-_LAYER = re.compile(r"(?<![^.])\d+(?![^.])", re.ASCII)
+_LAYER = re.compile(r"(?<![^.])\d{1,9}(?![^.])", re.ASCII)
 _MODULE = re.compile(r"[A-Za-z0-9_*-]+(?:\.[A-Za-z0-9_*-]+){0,31}", re.ASCII)
 
 Shape = tuple[int, int]  # [out, in]

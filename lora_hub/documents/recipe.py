@@ -39,6 +39,7 @@ from lora_hub.documents.fields import Fields, canonical_json
 from lora_hub.documents.shell_pattern import matches
 from lora_hub.documents.toml import parse_toml
 from lora_hub.errors import UsageError
+from lora_hub.rule import NAME, PARAMETER, SPACES, TAKEN
 
 SCHEMA = "lora-hub/recipe/v1"
 MAX_RECIPE = 64 * 1024  # bytes of the file
@@ -52,14 +53,11 @@ MAX_WEIGHT = 1e6
 MAX_SEED = 2**63 - 1
 MAX_RANK = 65_536
 
-SPACES = ("core", "knots", "full")
 WEIGHTS = ("given", "equal", "norm")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 _MEND = "`lora-hub schema recipe` says what a recipe may hold"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_RULE = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
-_PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 _RANK = re.compile(r"exact|fit:vllm|(max:)?[0-9]{1,8}|(energy|ratio):[0-9.][0-9.eE+-]{0,31}", re.ASCII)
 
 
@@ -141,7 +139,7 @@ class Recipe:
         output.only("rank", "weights", "dtype")
         recipe = cls(
             inputs=inputs,
-            rule=method.text("rule", "the name of a rule", _RULE.fullmatch) if "rule" in method.values else "linear",
+            rule=method.text("rule", "the name of a rule", NAME.fullmatch) if "rule" in method.values else "linear",
             space=_one_of(method, "space", SPACES),
             parameters=_parse_parameters(method),
             rank=_parse_rank(output),
@@ -224,8 +222,8 @@ def _weight(fields: Fields, key: str, default: float | None = None) -> float:
 
 
 def _parse_parameters(method: Fields) -> dict[str, float]:
-    names = [key for key in method.values if key not in {"rule", "space", "seed"}]
-    method.only("rule", "space", "seed", *filter(_PARAMETER.fullmatch, names))
+    names = [key for key in method.values if key not in TAKEN]
+    method.only(*sorted(TAKEN), *filter(PARAMETER.fullmatch, names))
     if len(names) > MAX_PARAMETERS:
         method.fail(names[MAX_PARAMETERS], f"at most {MAX_PARAMETERS} parameters")
     return {name: float(method.number(name)) + 0.0 for name in sorted(names)}

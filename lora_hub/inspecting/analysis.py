@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+from lora_hub.composing.exactness import reproducible
 from lora_hub.composing.inputs import Input, modules_of
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.inspecting.conflict import sign_conflict
@@ -18,6 +19,7 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 Deltas = dict[int, ModuleDelta]  # of one module, by the position of the adapter
 
 
+@reproducible()
 def analyse(inputs: Sequence[Input], progress: Progress = iter) -> Inspection:
     """Return what *inputs*, adapters of one base, change, and how any two of them relate.
 

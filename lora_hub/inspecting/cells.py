@@ -70,10 +70,6 @@ def _row_label(whole: str, text: str, end: tuple[float, float]) -> Element:
     return tag("text", tag("title", whole), text, x=end[0] - 8, y=end[1], class_="tick end")
 
 
-def _norm(box: tuple[float, float, float, float], found: Sequence[float], high: float, says: str) -> Element:
-    return _cell(box, step(math.hypot(*found), high), says)
-
-
 def _cell(box: tuple[float, float, float, float], colour: int, says: str, *, ramp: str = "s") -> Element:
     x, y, width, height = box
     return tag("rect", tag("title", says), x=x, y=y, width=width, height=height, rx=2, class_=f"{ramp}{colour}")

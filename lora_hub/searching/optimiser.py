@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from lora_hub.extras import needs_nevergrad
 
 ALGORITHM = "Cobyla"
+_WORD = 2**32  # numpy's legacy generator takes a seed in words of 32 bits
 
 Proposals = Generator[tuple[float, ...], float, None]
 
@@ -37,7 +38,7 @@ def proposals(start: Sequence[float], *, bound: float, budget: int, seed: int) -
         import nevergrad
 
         space = nevergrad.p.Array(init=list(start), lower=-bound, upper=bound)
-        space.random_state.seed(seed)
+        space.random_state.seed([seed % _WORD, seed // _WORD])
         optimiser = nevergrad.optimizers.registry[ALGORITHM](parametrization=space, budget=budget)
     for _ in range(budget):
         with _in_silence():

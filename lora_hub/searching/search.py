@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_hub.documents.recipe import MAX_SEED
 from lora_hub.errors import CompatibilityError, UsageError
 from lora_hub.searching.optimiser import check_installed, proposals
 from lora_hub.searching.result import EQUAL, FOUND, NONE, Measured, SearchResult, Step, alone
@@ -50,19 +51,18 @@ def search_by_objective(
         objective: The loss of a mixture; deterministic, since it is called once for the same weights.
         names: What is mixed.
         budget: Steps of the optimiser; those that come before do not count.
-        seed: The same seed gives the same result.
+        seed: The same seed gives the same result; from 0 to 2⁶³ - 1.
         penalty: The factor of the mean absolute weight.
         holdout: Another loss, that of what is returned and of what is tried first is reported, and nothing else.
         progress: ``progress(range(n), label)`` yields from the range and shows how far it is.
 
     Raises:
-        UsageError: No names, one twice, or a budget below 1.
+        UsageError: No names, one twice, a budget below 1, or a seed out of its range.
         CompatibilityError: No mixture has a finite loss.
         MissingExtraError: nevergrad is not installed.
     """
-    _check(names, budget)
+    check_search(names, budget=budget, seed=seed)
     recorder = _Recorder(objective, tuple(names), penalty)
-    check_installed()  # before anything has been waited for
     references = _references(recorder.names)
     shown = iter(progress(range(len(references) + budget), "Searching"))
     for (point, reference), _ in zip(references.items(), shown, strict=False):
@@ -84,7 +84,8 @@ def search_by_objective(
     )
 
 
-def _check(names: Sequence[str], budget: int) -> None:
+def check_search(names: Sequence[str], *, budget: int, seed: int) -> None:
+    """Raise what `search_by_objective` raises before it has waited for anything."""
     if not names or len(names) > MAX_ADAPTERS:
         raise UsageError(f"{len(names)} adapters to mix", hint=f"name from 1 to {MAX_ADAPTERS}")
     if len(set(names)) < len(names):
@@ -93,6 +94,9 @@ def _check(names: Sequence[str], budget: int) -> None:
         raise UsageError(
             f"a budget of {budget} steps", hint=f"expected from 1 to {MAX_BUDGET}; {BUDGET} is the default"
         )
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"a seed of {seed}", hint=f"expected from 0 to {MAX_SEED}")
+    check_installed()
 
 
 def _references(names: tuple[str, ...]) -> dict[str, tuple[float, ...]]:

@@ -1,6 +1,7 @@
 """A checkpoint against the fingerprint of an adapter: what was recorded from a live model is found in its files."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,13 +252,19 @@ def test_an_adapter_without_fingerprint_leaves_it_undecided(tmp_path):
         plan_sampling(adapter, checkpoint)
 
 
-def test_a_file_that_became_shorter_is_refused(tmp_path):
-    """Between the header and the weights somebody cut it off."""
+class CutOff(OnTheHub):
+    """Files of which less comes than is asked for."""
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Return one byte too few."""
+        return super().read(name, start, stop)[:-1]
+
+
+def test_a_read_that_is_cut_off_is_refused(tmp_path):
+    """No number is made of the bytes that came."""
     model = llama()
     adapter = adapter_of(model, tmp_path / "adapter")
-    checkpoint = checkpoint_of(model, tmp_path / "base")
-    path = tmp_path / "base" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-60_000])
+    checkpoint = replace(checkpoint_of(model, tmp_path / "base"), files=CutOff(tmp_path / "base"))
     with pytest.raises(MalformedError, match="shorter"):
         compare_with_files(adapter, checkpoint)
 
@@ -281,3 +288,16 @@ def test_a_merge_into_another_base_is_refused(tmp_path):
         tmp_path / "sibling", {tmp_path / "adapter": 1.0}, tmp_path / "out", allow_other_base=True
     )
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", [llama, gpt2])
+def test_what_is_extracted_has_the_fingerprint_of_its_base(family, tmp_path):
+    """The same bytes that a live model of that base would have recorded for these modules."""
+    model = family()
+    model.save_pretrained(tmp_path / "base")
+    path = adapter_of(model, tmp_path / "adapter", ("q", "o")).source
+    lora_hub.merge_checkpoint(tmp_path / "base", {path: 1.0}, tmp_path / "fine")
+    lora_hub.extract_adapter(tmp_path / "fine", tmp_path / "base", tmp_path / "extracted", rank="16")
+    extracted, adapted = (read_adapter(tmp_path / name).manifest.base.fingerprint for name in ("extracted", "adapter"))
+
+    assert extracted == adapted

@@ -151,7 +151,7 @@ def test_of_a_square_weight_the_plugin_knows_how_it_lies(tmp_path, merge, transp
     files = gpt2() if transposed else base_files()
     adapter = adapter_of(name, HIDDEN, HIDDEN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_hub.checkpoint.changes.known_model", lambda *_: pytest.fail("it was asked"))
+        patch.setattr("lora_hub.checkpoint.planning.known_model", lambda *_: pytest.fail("it was asked"))
         after = stored(merge(files.write(tmp_path / "base"), adapter.write(tmp_path / "adapter")))
     exact = delta(adapter, name).T if transposed else delta(adapter, name)
 

@@ -18,7 +18,7 @@ import models
 import lora_hub
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.cli import run
-from lora_hub.errors import CompatibilityError, MalformedError, NotFoundError, UsageError
+from lora_hub.errors import CompatibilityError, IntegrityError, MalformedError, NotFoundError, UsageError
 from lora_hub.tensors import tensor_of
 
 torch.set_num_threads(1)
@@ -247,6 +247,32 @@ def test_a_head_that_the_base_lacks(tmp_path):
     assert set(read_adapter(tmp_path / "whole").layout.heads["classifier"]) == {"weight", "bias"}
 
 
+def test_buffers_and_heads_that_only_the_base_has_are_noted(tmp_path):
+    """GPT-2 on the Hub has its causal masks and no prefix; a classifier has no `lm_head`."""
+    gpt2, llama, classifier = models.gpt2(), models.llama(), models.llama_classifier()
+    save(gpt2.transformer, tmp_path / "base")
+    rewrite(tmp_path / "base", lambda t: t | {f"h.{layer}.attn.bias": torch.ones(1, 1, 4, 4) for layer in (0, 1)})
+    report = extract(tmp_path, change(gpt2, c_attn__weight=low_rank(2)))
+    save(llama, tmp_path / "llama")
+    classifier.model.load_state_dict(llama.model.state_dict())
+    tuned = save(change(classifier, q_proj__weight=low_rank(2)), tmp_path / "classifier")
+    other = lora_hub.extract_adapter(tuned, tmp_path / "llama", tmp_path / "other")
+
+    assert len(report.modules) == len(other.modules) == 2
+    assert report.notes == ("the base has `h.0.attn.bias` and 1 more, which the fine-tuned model does not read",)
+    assert other.notes == ("the base has `lm_head.weight`, which the fine-tuned model does not read",)
+
+
+def test_a_fine_tune_of_fewer_layers_is_refused(llama, tmp_path):
+    """No adapter takes a layer out of the base, though the smaller model has no use for it."""
+    tuned = change(llama, q_proj__weight=low_rank(2))
+    del tuned.model.layers[1]
+    tuned.config.num_hidden_layers = 1
+
+    with pytest.raises(CompatibilityError, match=r"no tensor `model\.layers\.1.*9 are missing"):
+        extract(tmp_path, tuned)
+
+
 def test_a_tied_output_is_no_tensor_of_its_own(tmp_path):
     """GPT-2 ties output and embeddings: a change of them is one entry that is left out."""
     model = models.gpt2()
@@ -301,6 +327,19 @@ def test_nan_is_refused(llama, tmp_path):
         extract(tmp_path, change(llama, layers__1__self_attn__q_proj__weight=lambda w: w / 0 * 0))
 
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_found_out(llama, tmp_path):
+    """It is read several times: what was compared and what was decomposed would be two matrices."""
+    tuned = save(change(llama, q_proj__weight=low_rank(2)), tmp_path / "tuned")
+
+    def touch(pairs, _label):
+        for pair in pairs:
+            yield pair
+            (tuned / "model.safetensors").touch()
+
+    with pytest.raises(IntegrityError, match=r"model\.safetensors` was changed since"):
+        lora_hub.extract_adapter(tuned, tmp_path / "base", tmp_path / "new", progress=touch)
 
 
 def test_what_is_the_same_is_unchanged_whatever_it_is(llama, tmp_path):

@@ -69,6 +69,15 @@ def test_what_is_not_there(published, adapter, tmp_path, name):
         lora_hub.merge_checkpoint(name, {adapter: 1.0}, tmp_path / "out")
 
 
+def test_a_directory_that_looks_like_a_repository(published, base, adapter, tmp_path, monkeypatch):
+    """Where there is no such repository, the hint says how a directory is named."""
+    monkeypatch.chdir(tmp_path)
+    base.rename(tmp_path / "llama")
+
+    with pytest.raises(NotFoundError, match=r"write `\./llama`"):
+        lora_hub.merge_checkpoint("llama", {adapter: 1.0}, tmp_path / "out")
+
+
 def test_a_shard_that_was_damaged_on_the_way_is_found_out(hub, published, tmp_path):
     """Its SHA-256 is not the one that the Hub says; what was made of it is not kept."""
     adapter = adapter_files().write(tmp_path / "adapter")

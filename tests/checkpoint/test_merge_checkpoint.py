@@ -1,11 +1,11 @@
 """What a merge writes: the weights that it should, everything else as it was, and where all of it is from."""
 
 import hashlib
-import shutil
+import math
 
 import pytest
 import torch
-from adapter_files import HIDDEN, Tensor, adapter_files, module_paths, tensor
+from adapter_files import HIDDEN, Tensor, adapter_files, module_paths, pack, tensor
 from bases import (
     EMBEDDING,
     INDEX_NAME,
@@ -23,8 +23,12 @@ from bases import (
 )
 
 import lora_hub
-from lora_hub.checkpoint.shard import write_shard
-from lora_hub.errors import CompatibilityError, IntegrityError, MachineError, MalformedError, UsageError
+from lora_hub.errors import (
+    CompatibilityError,
+    IntegrityError,
+    MalformedError,
+    UsageError,
+)
 
 TOUCHED = {f"{path}.weight" for path in module_paths()}
 
@@ -186,6 +190,28 @@ def test_what_float16_cannot_hold_is_an_error(tmp_path, adapter, merge, name):
     assert not (tmp_path / "merged" / "config.json").exists()
 
 
+def test_an_infinity_of_the_base_does_not_hide_what_float16_cannot_hold(tmp_path, adapter, merge):
+    """It is one in float16 as well; the large number beside it is not."""
+    files = base_files()
+    content = b"\x00\x00\x80\x7f" + b"\x00\x00\x80\x47" * (TOKENS * HIDDEN - 1)  # inf, 65536.0, …
+    files.shards["model-00001.safetensors"][EMBEDDING] = Tensor(dtype="F32", shape=(TOKENS, HIDDEN), content=content)
+
+    with pytest.raises(CompatibilityError, match="too large for float16"):
+        merge(files.write(tmp_path / "base"), adapter, dtype="float16")
+
+
+def test_a_delta_that_float64_cannot_square_is_refused(tmp_path, merge):
+    """Its gain and error are no numbers."""
+    files = adapter_files(dtype="F64")
+    for key, entry in files.tensors.items():
+        if "lora_B" in key:
+            huge = pack([1e200] * math.prod(entry.shape), "F64")
+            files.tensors[key] = Tensor(dtype="F64", shape=entry.shape, content=huge)
+
+    with pytest.raises(MalformedError, match="too large for float64"):
+        merge(base_files(dtype="F64").write(tmp_path / "base"), files.write(tmp_path / "adapter"))
+
+
 # Vocabulary
 
 
@@ -275,96 +301,35 @@ def test_a_new_head_is_added(tmp_path, base, merge):
     assert len(json_in(output, "config.json")["id2label"]) == 3
 
 
+def test_a_new_head_of_two_layers_has_the_labels_of_the_last(tmp_path, base, merge):
+    """DistilBERT's is as wide as the model in the middle, and its names are in no order."""
+    head = {"classifier.weight": tensor(3, HIDDEN), "pre_classifier.weight": tensor(HIDDEN, HIDDEN)}
+    adapter = head_adapter(head, task_type="SEQ_CLS").write(tmp_path / "adapter")
+
+    assert len(json_in(merge(base, adapter), "config.json")["id2label"]) == 3
+
+
+def test_a_head_is_taken_whole_whatever_the_weight(tmp_path, base):
+    """It is no delta; that is said."""
+    head = tensor(3, HIDDEN, seed=4)
+    adapter = head_adapter({"score.weight": head}).write(tmp_path / "adapter")
+    merged = lora_hub.merge_checkpoint(base, {adapter: 0.5}, tmp_path / "merged")
+
+    assert torch.equal(stored(tmp_path / "merged")["score.weight"], as_torch(head))
+    assert any("taken whole, whatever its weight" in note for note in merged.notes)
+
+
+def test_what_is_too_large_for_a_file_of_a_model_is_not_copied(tmp_path, base, adapter, monkeypatch):
+    """That is said, and no reason to fail once all the weights are written."""
+    monkeypatch.setattr("lora_hub.checkpoint.companions._MAX_COMPANION", 100)
+    (base / "training.json").write_bytes(b" " * 101)
+    merged = lora_hub.merge_checkpoint(base, {adapter: 1.0}, tmp_path / "merged")
+
+    assert "training.json" not in content(tmp_path / "merged")
+    assert any("not copied from the base: pytorch_model.bin, training.json" in note for note in merged.notes)
+
+
 # What is refused
-
-
-def test_an_output_that_is_not_empty_is_left_alone(tmp_path, base, adapter, merge):
-    """Without --resume nothing is written into it."""
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "precious").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"):
-        merge(base, adapter)
-
-    assert content(tmp_path / "merged") == {"precious": b"mine"}
-
-
-def test_resume_needs_a_merge_that_was_begun(tmp_path, base, adapter, merge):
-    """Else it would write among foreign files."""
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "precious").write_text("mine")
-
-    with pytest.raises(UsageError, match="holds no merge"):
-        merge(base, adapter, resume=True)
-
-
-def test_resume_of_a_finished_merge_proves_it(base, adapter, merge):
-    """The same recipe: all files are hashed; one that was changed since is found."""
-    output = merge(base, adapter)
-    before = content(output)
-    merge(base, adapter, resume=True)
-
-    assert content(output) == before
-    with pytest.raises(UsageError, match="another recipe"):
-        merge(base, adapter, resume=True, dtype="bfloat16")
-    (output / "tokenizer.json").write_bytes(b"{}")
-    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
-        merge(base, adapter, resume=True)
-
-
-def test_a_disk_without_space_is_found_out_first(base, adapter, merge, monkeypatch, tmp_path):
-    """Before a shard is begun."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-
-    with pytest.raises(MachineError, match="1000 are free"):
-        merge(base, adapter)
-
-
-def test_a_link_in_the_output_is_not_written_through(tmp_path, base, adapter, merge):
-    """What stands where a half-written shard goes may lead anywhere."""
-    victim, output = tmp_path / "victim", tmp_path / "merged"
-    victim.write_text("mine")
-    _cut_off(base, adapter, output)
-    (output / "model-00002.safetensors.part").symlink_to(victim)
-    with pytest.raises(MachineError):
-        merge(base, adapter, resume=True)
-
-    assert victim.read_text() == "mine"
-
-
-def _cut_off(base, adapter, output):
-    """Leave *output* as a merge that did not come to its second shard."""
-
-    def fail_later(plan, *args, **kwargs):
-        if plan.name == "model-00002.safetensors":
-            raise MachineError("cut off")
-        return write_shard(plan, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_hub.checkpoint.merge.write_shard", fail_later)
-        with pytest.raises(MachineError, match="cut off"):
-            lora_hub.merge_checkpoint(base, {adapter: 1.0}, output)
-
-
-def test_a_damaged_shard_is_written_again(tmp_path, base, adapter, merge):
-    """--resume hashes what is there: a shard that is not what was written is none."""
-    expected = content(merge(base, adapter, output="whole"))
-    output = tmp_path / "merged"
-    _cut_off(base, adapter, output)
-    first = output / "model-00001.safetensors"
-    first.write_bytes(first.read_bytes()[:-1] + b"\xff")
-
-    assert content(merge(base, adapter, resume=True)) == expected
-
-
-def test_a_base_that_changed_since_is_not_gone_on_with(tmp_path, base, adapter, merge):
-    """Shards of two bases never become one model."""
-    _cut_off(base, adapter, tmp_path / "merged")
-    base_files(dtype="F32").write(base)
-    (base / "model-00003.safetensors").touch()
-
-    with pytest.raises(UsageError, match="changed since"):
-        merge(base, adapter, resume=True)
 
 
 def test_a_delta_of_zero_is_refused(tmp_path, base, merge):

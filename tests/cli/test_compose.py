@@ -42,6 +42,11 @@ def test_composes_and_says_what_was_lost(cli, inputs):
     assert cli("info", "./new", "--json").data["digest"] in done.out
 
 
+def test_weights_that_are_computed_are_not_shown_as_given(cli, inputs):
+    """What stands beside a name is not all that its delta is multiplied with."""
+    assert "linear: +1 a +1 b, weights equal" in cli("compose", "./a", "./b", "--weights", "equal", "--dry-run").out
+
+
 def test_composed_from_a_registry(cli, inputs, published):
     """A reference is resolved, proven and composed as a directory is; what comes out can be published."""
     done = cli("compose", "org/task@^1=0.5", "./a", "-o", "new", "--json")

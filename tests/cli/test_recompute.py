@@ -277,6 +277,18 @@ def test_an_input_that_was_revoked_is_refused(cli, bob):
     assert "input `b`" in done.err
 
 
+def test_an_input_that_was_yanked_is_said_to_be(cli, released, become):
+    """The bytes are what they were, and whoever makes it again hears that the publisher of one part takes it back."""
+    assert cli("yank", "org/a@1.0.0", "--reason", "leaks").code == 0
+    become("bob")
+    cli("trust", "add", released / "keys" / "org.pub", "--scope", "org/*", "--name", "alice")
+    done = cli("verify", "org/new@1.0.0", "--recompute", "--json")
+
+    assert done.code == 0
+    assert done.data["recomputed"]["yanked_inputs"] == {"a": '`"leaks"`'}
+    assert "`a` was yanked" in done.err
+
+
 def test_an_input_whose_signer_is_not_trusted_is_refused(cli, bob, registry):
     """An adapter is trusted no more than what it was made of: exit 5."""
     (registry.parent / "stranger.pub").write_text(PrivateKey.generate("P-256").public.pem)

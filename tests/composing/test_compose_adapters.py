@@ -115,6 +115,29 @@ def test_exact_sum_keeps_the_factors():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("rank", ["exact", "4"])
+def test_float16_holds_what_is_small_or_large_in_one_factor_only(size, rank):
+    """A and B share their size, so that a weight neither drowns a small B in denormals nor lets it overflow."""
+    one, other = (
+        adapter({Q: Factors(numbers(i, 12, 2) * 0.1, numbers(i + 9, 2, 10))}, dtype=torch.float16) for i in range(2)
+    )
+    made, report = composed({"a": (one, size), "b": (other, -size)}, rank=rank)
+
+    assert made.manifest.lora.dtype == "float16"
+    assert_close(delta(made), size * (delta(one) - delta(other)), 2e-3)
+    assert report.notes == ()
+
+
+def test_numbers_that_the_dtype_loses_are_said_to_be_lost():
+    """What is smaller than the numbers of the dtype is written as zero, and the energy that is reported is not that."""
+    one = adapter({Q: Factors(numbers(1, 12, 2) * 1e-9, numbers(2, 2, 10) * 1e-9), V: random_factors(3, SHAPES[V], 2)})
+    made, report = composed({"a": (one, 1.0)}, dtype="float16")
+
+    assert not delta(made).any()
+    assert [note for note in report.notes if "1 of 2 modules have numbers too small for float16" in note]
+
+
 def test_what_is_computed_on_is_a_copy():
     """The bytes that were proven are never written, also where they are float64 already."""
     one = random_adapter(1)
@@ -333,9 +356,10 @@ def test_two_bases_are_refused_unless_asked_for():
     stranger = random_adapter(2, base=BaseModel(repo="org/base", model_type="gpt2"))
     with pytest.raises(CompatibilityError, match="org/sibling"):
         composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)})
-    made, _ = composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)}, allow_other_base=True)
+    made, report = composed({"a": (random_adapter(1), 1.0), "b": (sibling, 1.0)}, allow_other_base=True)
 
     assert made.manifest.base.repo == "org/base"
+    assert any("different bases (org/base, org/sibling)" in note for note in report.notes)
     with pytest.raises(CompatibilityError, match="gpt2"):
         composed({"a": (random_adapter(1), 1.0), "b": (stranger, 1.0)}, allow_other_base=True)
 

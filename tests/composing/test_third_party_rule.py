@@ -86,6 +86,8 @@ def test_rule_of_the_guide_works(install, capsys):
         (MEDIAN.format(name="x").replace("merge=merge", "merge=merge, spaces=('core')"), "spaces"),
         (MEDIAN.format(name="x").replace("merge=merge", "merge=merge, parameters={'seed': 1}"), "which are taken"),
         (MEDIAN.format(name=""), "name of a rule"),
+        (MEDIAN.format(name="My_Rule"), "name of a rule"),
+        (MEDIAN.format(name="x").replace("merge=merge", "merge=merge, parameters={'My-share': 1}"), "'My-share'"),
     ],
 )
 def test_broken_rule_is_named_and_the_others_work(install, source, reason):
@@ -126,6 +128,7 @@ def test_two_rules_of_one_name_contradict_each_other(install, capsys):
         ("block.values", PluginError, r"the method `odd` made \[1, .* of a block"),
         ("3", PluginError, "made int"),
         ("block.values[0] / 0", UsageError, "NaN or infinity in `model"),
+        ("block.values[7]", PluginError, "the method `odd` failed in `model.*q_proj`: IndexError"),
     ],
 )
 @pytest.mark.parametrize("space", ["core", "full"])

@@ -145,7 +145,7 @@ def test_small_models_have_small_fingerprints():
     assert counts({}, 2) == {}
 
 
-paths = st.from_regex(r"[a-z]{1,3}(\.(0|[1-9][0-9]{0,2}|[a-z]{1,3}|0[0-9])){0,3}", fullmatch=True)
+paths = st.from_regex(r"[a-z]{1,3}(\.(0|[1-9][0-9]{0,2}|[1-9][0-9]{8,11}|[a-z]{1,3}|0[0-9])){0,3}", fullmatch=True)
 
 
 @given(st.dictionaries(paths, st.tuples(st.sampled_from(sorted(FORMATS)), st.integers(1, 9)), min_size=1, max_size=6))

@@ -44,6 +44,19 @@ def test_norm_and_cosine_are_over_all_modules():
     assert close(found.pairs[0].cosine, dense_cosine(concatenated(one), concatenated(other)))
 
 
+def test_one_thread_computes():
+    """Sums are split by threads, and the last bits of what comes out decide what is written."""
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        analyse([adapter("a", layers(1))], lambda modules: seen.append(torch.get_num_threads()) or modules)
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [1, 2]
+
+
 def test_interference_counts_modules_that_are_not_shared():
     """What a single adapter changes adds to the sum and to its parts alike."""
     one, other = layers(3), {**layers(1, seed=7), **layers(2, seed=9, first=5)}

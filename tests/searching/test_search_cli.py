@@ -82,6 +82,7 @@ def test_the_seed_is_that_of_the_recipe(compose, examples, tmp_path):
         (["--search", "EXAMPLES", "--weights", "equal"], {}, 2),
         (["--search", "EXAMPLES", "--layer", "*:one=2"], {}, 2),
         (["--search", "EXAMPLES", "--budget", "0"], {}, 2),
+        (["--search", "EXAMPLES", "--seed", "-1"], {}, 2),
         (["--search", "none.jsonl"], {}, 3),
         (["--search", "EXAMPLES"], {"base": "./none"}, 3),
         (["--budget", "3"], {"base": None}, 2),
@@ -95,6 +96,32 @@ def test_a_search_that_makes_no_sense_is_refused(compose, examples, tmp_path, wo
     assert found == code
     assert "hint:" in err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rank", "foo"], "is no rank"),
+        (["--rank", "9999"], "more than any module has"),
+        (["--dtype", "int8"], "no dtype"),
+        (["--density", "0.5"], "no parameter"),
+        (["--budget", "1000000"], "a budget of"),
+    ],
+)
+def test_what_compose_would_refuse_is_refused_before_the_search(compose, examples, words, said):
+    """Nobody waits for a search, nor for a base to load, to hear in the end that there is no such rank."""
+    code, _, err = compose("--search", str(examples), *words, base="./none")
+
+    assert code == 2
+    assert said in err
+
+
+def test_a_seed_of_a_recipe_is_one_of_a_search(compose, examples):
+    """What is larger than the 32 bits of numpy's old generators is a seed as well."""
+    code, out, _ = compose("--search", str(examples), "--json", "--seed", str(2**63 - 1), "--budget", "1")
+
+    assert code == 0
+    assert json.loads(out)["search"]["optimiser"]["seed"] == 2**63 - 1
 
 
 def test_a_bad_line_is_named(compose, tmp_path):

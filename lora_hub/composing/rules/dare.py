@@ -42,7 +42,6 @@ RULE = Rule(
     formula="D = λ Σ wᵢ mᵢ Tᵢ / p, mᵢ ~ Bernoulli(p)",
     merge=merge,
     parameters={"density": DENSITY, "scale": SCALE},
-    is_random=True,
 )
 WITH_TIES = Rule(
     name="dare-ties",
@@ -50,5 +49,4 @@ WITH_TIES = Rule(
     formula="D = λ Σₐ wᵢ Sᵢ / Σₐ |wᵢ|, Sᵢ = mᵢ Tᵢ / p",
     merge=merge_elected,
     parameters={"density": DENSITY, "scale": SCALE},
-    is_random=True,
 )

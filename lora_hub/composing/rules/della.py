@@ -50,9 +50,8 @@ RULE = Rule(
     parameters={
         "density": DENSITY,
         "epsilon": Parameter(
-            meaning="how far probabilities go above and below the density", default=None, low=0, high=0.5
+            meaning="spread of the probabilities above and below the density", default=None, low=0, high=0.5
         ),
         "scale": SCALE,
     },
-    is_random=True,
 )
