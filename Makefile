@@ -26,6 +26,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.against_hub_client
 	$(BIN)/python -m benchmarks.against_hub_client --gigabit
 	$(BIN)/python -m benchmarks.verify_speed
+	$(BIN)/python -m benchmarks.check_speed
 
 # Until it is stopped, or for MINUTES; what goes wrong is saved.
 fuzz: $(VENV)/test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lora_hub.checking.finding import Finding, Rule, Severity
 if TYPE_CHECKING:
     from lora_hub.checking.subject import Subject
 
+MAX_HITS = 200  # of one rule in one adapter
 _CODE = re.compile(r"[A-Z]{2,8}[0-9]{3}", re.ASCII)
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*", re.ASCII)
 
@@ -47,18 +49,23 @@ class Check:
     find: Find
 
     def findings(self, subject: Subject) -> list[Finding]:
-        """Return what is found in *subject*."""
-        return [
-            Finding(
-                rule=self.rule,
-                message=hit.message,
-                hint=hit.hint,
-                severity=hit.severity or self.rule.severity,
-                file=hit.file,
-                place=hit.place,
-            )
-            for hit in self.find(subject)
-        ]
+        """Return what is found in *subject*: the first `MAX_HITS` places, and whether there are more."""
+        hits = list(itertools.islice(self.find(subject), MAX_HITS + 1))
+        if len(hits) > MAX_HITS:
+            last = hits[-1]
+            more = f"it is so in more than {MAX_HITS} places, of which no more are listed"
+            hits[-1] = Hit(message=more, hint=last.hint, file=last.file, severity=last.severity)
+        return [self._finding(hit) for hit in hits]
+
+    def _finding(self, hit: Hit) -> Finding:
+        return Finding(
+            rule=self.rule,
+            message=hit.message,
+            hint=hit.hint,
+            severity=hit.severity or self.rule.severity,
+            file=hit.file,
+            place=hit.place,
+        )
 
 
 def finds(

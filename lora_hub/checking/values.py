@@ -12,6 +12,7 @@ from lora_hub.documents.safetensors_header import ITEM_SIZE, TensorInfo, are_fin
 
 _GLANCE = 64  # bytes that nearly every tensor differs in from zero, and from every other
 _BLOCK = 256 * 1024  # bytes, a multiple of every item's size
+_CANDIDATES = 1000  # that are compared with each other; a model has fewer layers
 _WITHOUT_SIGN = bytes(byte & 0x7F for byte in range(256))
 
 
@@ -55,6 +56,7 @@ class Values:
         return (tensor.dtype, tensor.shape, *samples)
 
     def _equal(self, candidates: list[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+        candidates = candidates[:_CANDIDATES]
         while len(candidates) > 1:
             first, *others = candidates
             same = [other for other in others if all(map(self._are_same, first, other))]

@@ -352,3 +352,16 @@ def test_several_defects_are_found_in_one_run(report):
         BROKEN[name][1](scene)
 
     assert {"LH006", "LH105", "LH111", "LH201", "LH405"} <= {finding.rule.code for finding in report(scene).findings}
+
+
+def test_a_rule_lists_so_many_places_and_no_more(tmp_path):
+    """A file with thousands of strange tensors gives a report that can be read."""
+    from lora_hub.checking.check import MAX_HITS
+
+    scene = Scene()
+    for number in range(2 * MAX_HITS):
+        added(f"strange.x{number}", 1)(scene)
+    found = [f for f in lora_hub.check(scene.write(tmp_path)).findings if f.rule.code == "LH103"]
+
+    assert len(found) == MAX_HITS + 1
+    assert sum("more than 200 places" in finding.message for finding in found) == 1

@@ -17,6 +17,7 @@ from lora_hub.documents.module_names import names_of
 
 _OTHER_BASE = "name the base that the adapter was trained on"
 _WEIGHT = ".weight"
+_NEAR = 8  # kinds of missing modules for which a name that is like theirs is sought
 
 
 def is_tied(subject: Subject) -> bool:
@@ -51,9 +52,10 @@ def module_missing(subject: Subject) -> Iterator[Hit]:
     by_kind: dict[str, list[str]] = {}
     for path in missing:
         by_kind.setdefault(kind_of(path), []).append(path)
-    for paths in by_kind.values():
+    for number, paths in enumerate(by_kind.values()):
+        near = _near(subject, paths[0]) if number < _NEAR else ""
         yield Hit(
-            message=f"the base has no weight for {some(paths)}, with or without a prefix{_near(subject, paths[0])}",
+            message=f"the base has no weight for {some(paths)}, with or without a prefix{near}",
             hint=_OTHER_BASE,
             file=WEIGHTS_NAME,
             place=paths[0],
@@ -62,8 +64,8 @@ def module_missing(subject: Subject) -> Iterator[Hit]:
 
 def _near(subject: Subject, path: str) -> str:
     leaf = path.rpartition(".")[2]
-    names = sorted(subject.base.names) if subject.base else []
-    like = next((name for name in names if name.endswith(f".{leaf}{_WEIGHT}")), None)
+    names = subject.base.names if subject.base else ()
+    like = min((name for name in names if name.endswith(f".{leaf}{_WEIGHT}")), default=None)
     return f"; it has {printable(like)}" if like else ""
 
 

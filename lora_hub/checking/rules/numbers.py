@@ -13,6 +13,7 @@ from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME
 
 LARGE_SCALING = 64  # of alpha/r; 1 and 2 are usual, and QLoRA's recipes have 16
+MAX_COMPARISONS = 1_000_000  # of patterns with modules: about a second
 _SHOWN = 3  # names in one message
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lora_hub.checking.check import Hit, finds
 from lora_hub.checking.finding import Severity
-from lora_hub.checking.rules.numbers import some
+from lora_hub.checking.rules.numbers import MAX_COMPARISONS, some
 from lora_hub.checking.subject import Subject
 from lora_hub.documents.adapter_layout import PREFIX, plain_path
 from lora_hub.documents.fields import printable
@@ -86,7 +86,7 @@ def patterns_overlap(subject: Subject) -> Iterator[Hit]:
     if config is None:
         return
     for name, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for path in subject.paths if len(patterns) * len(subject.paths) < 1_000_000 else ():  # noqa: PLR2004 - seconds
+        for path in subject.paths if len(patterns) * len(subject.paths) <= MAX_COMPARISONS else ():
             matching = [(pattern.key, value) for pattern, value in patterns if pattern.matches(path)]
             if len({value for _, value in matching}) > 1:
                 keys = " and ".join(printable(key) for key, _ in matching[:2])
@@ -212,7 +212,7 @@ def targets_are_a_regex(subject: Subject) -> Iterator[Hit]:
     for key in ("target_modules", "exclude_modules"):
         value = subject.document.get(key)
         if isinstance(value, str) and value and value.lower() != "all-linear":
-            is_slow = _NESTED.search(value[:4096]) is not None
+            is_slow = _NESTED.search(value[:1024]) is not None
             yield Hit(
                 message=f"`{key}` is the regular expression {printable(value)}"
                 + (", whose nested quantifiers can take for ever" if is_slow else ""),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_hub.checking.check import Hit, finds
 from lora_hub.checking.finding import Severity
-from lora_hub.checking.rules.numbers import some
+from lora_hub.checking.rules.numbers import MAX_COMPARISONS, some
 from lora_hub.checking.subject import Subject
 from lora_hub.documents.adapter_layout import unserved_heads, unserved_targets, untargeted
 from lora_hub.documents.fields import printable
@@ -140,6 +140,8 @@ def pattern_matches_nothing(subject: Subject) -> Iterator[Hit]:
     Remove the key, or correct it. A key is the whole path or its end, such as `self_attn.q_proj`.
     """
     if subject.config is None or not subject.paths:
+        return
+    if (len(subject.config.rank_pattern) + len(subject.config.alpha_pattern)) * len(subject.paths) > MAX_COMPARISONS:
         return
     patterns = {"rank_pattern": subject.config.rank_pattern, "alpha_pattern": subject.config.alpha_pattern}
     for name, entries in patterns.items():
