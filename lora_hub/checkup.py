@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
-from lora_hub import reference as references
 from lora_hub.base_model import base_files
+from lora_hub.checked_sources import Source, place_of, read_source
 from lora_hub.checking.base import Base, read_base
 from lora_hub.checking.catalogue import Selection, catalogue
 from lora_hub.checking.check import Check
 from lora_hub.checking.finding import Report
-from lora_hub.checking.reading import is_about_the_adapter, read_directory, refused, subject_of
 from lora_hub.checking.run import run_checks
 from lora_hub.checking.settings import Settings
 from lora_hub.checking.subject import Subject
-from lora_hub.errors import LoraHubError, NotFoundError, PolicyError, UsageError
+from lora_hub.errors import UsageError
 from lora_hub.reference import AdapterRef
-from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
-from lora_hub.registry.lock import read_lock
-from lora_hub.registry.pull import find_in_store
-from lora_hub.registry.registry import check_may_connect
-from lora_hub.registry.resolve import resolve, resolve_at
-from lora_hub.registry.store import default_store
-from lora_hub.registry.terms import current_terms
+from lora_hub.registry.locate import RegistryLike
 
 PathLike = str | os.PathLike[str]
 WORTH_PROCESSES = 24  # adapters; for fewer, starting a process takes longer than the check
 _AT_ONCE = 4  # adapters that a process is given together
-_WILD = "*?["
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One adapter that is to be checked.
-
-    Attributes:
-        place: Its directory, or its reference.
-        registry: Where the reference is; None for the one that the environment names.
-        digest: What its manifest must have, as a lock file says.
-        commit: Where it lies, as a lock file says.
-    """
-
-    place: Path | AdapterRef
-    registry: RegistryLike = None
-    digest: str | None = None
-    commit: str | None = None
-
-    def __str__(self) -> str:
-        return str(self.place)
 
 
 def check(
@@ -73,7 +42,7 @@ def check(
     a check applies nothing.
 
     Args:
-        source: A directory (a path, or a string that starts with ``.`` or ``/``), or a reference.
+        source: A directory (a path, or a string that starts with ``.`` or ``/``, or ends with ``/``), or a reference.
         base: A directory with a model in safetensors, or a repository on the Hub, ``org/model[@revision]``, of which at
             most six requests read less than 2 MB. None checks the adapter alone.
         select: Codes of rules, or beginnings of codes: only these.
@@ -91,7 +60,7 @@ def check(
     """
     checks = catalogue()
     selection = Selection.of(select, ignore, checks)
-    subject = _read(Source(place=references.parse(source), registry=registry))
+    subject = read_source(Source(place=place_of(source), registry=registry))
     known = None if base is None else read_base(base_files(base), wanted=_wanted(subject), sample=sample)
     return run_checks(_against(subject, known, requires_base=require_base), checks, selection)
 
@@ -136,7 +105,7 @@ def _read_base(sources: Sequence[Source], base: PathLike | None, *, sample: bool
     files = base_files(base)
     if files.repo is None or not sources:
         return read_base(files)
-    return read_base(files, wanted=_wanted(_read(sources[0])), sample=sample)
+    return read_base(files, wanted=_wanted(read_source(sources[0])), sample=sample)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +126,7 @@ class _Checker:
         return cls(settings=settings, checks=checks, selection=selection, base=base)
 
     def check(self, source: Source) -> Report:
-        subject = _against(_read(source), self.base, requires_base=self.settings.requires_base)
+        subject = _against(read_source(source), self.base, requires_base=self.settings.requires_base)
         here = self.settings.ignored_at(str(source))
         selection = self.selection
         if here:
@@ -178,112 +147,6 @@ def _check_here(source: Source) -> Report:
 
 def _against(subject: Subject, base: Base | None, *, requires_base: bool) -> Subject:
     return subject if base is None else subject.against(base, requires_base=requires_base)
-
-
-# What is checked
-
-
-def _read(source: Source) -> Subject:
-    if isinstance(source.place, Path):
-        return read_directory(source.place)
-    try:
-        return _read_reference(source, source.place)
-    except LoraHubError as error:
-        if not is_about_the_adapter(error):
-            raise
-        return refused(str(source), error)
-
-
-def _read_reference(source: Source, reference: AdapterRef) -> Subject:
-    """Return the adapter that *reference* means, from the store if it is there, else from the registry."""
-    registry, terms = as_registry(source.registry), current_terms()
-    if registry.is_remote:
-        with contextlib.suppress(PolicyError):  # it is checked all the same
-            kept = find_in_store(reference, registry, default_store(), terms, source.digest or reference.digest)
-            if kept is not None:
-                return read_directory(kept.path).called(str(kept.reference))
-    check_may_connect(registry, offline=terms.offline, why=f"`{reference}` is not in the store, and")
-    if source.commit is not None and source.digest is not None:
-        choice = resolve_at(reference, source.commit, registry, terms, source.digest)
-    else:
-        choice = resolve(reference, registry, terms, source.digest)
-    published = choice.published
-    if source.digest not in {None, published.digest}:
-        raise PolicyError(
-            f"`{reference}` in `{registry.url}` has the digest {published.digest}, the lock file says {source.digest}",
-            hint="it was rewritten: ask its publisher what happened",
-        )
-    try:
-        download = published.read()
-    except NotFoundError as error:  # a file of a version that is there
-        return refused(str(published.exact), error)
-    return subject_of(str(published.exact), download.files, hashed=download.hashed)
-
-
-def find_sources(
-    words: Iterable[str],
-    *,
-    lock: PathLike | None = None,
-    prefix: str | None = None,
-    registry: RegistryLike = None,
-) -> list[Source]:
-    """Return what is to be checked: directories, patterns of directories and references, each of them once.
-
-    Args:
-        words: As users type them. A pattern (``./adapters/*``) means the directories that hold a file of an adapter.
-        lock: A lock file: all that it locks, at the digests that it says.
-        prefix: The newest version of each adapter of the registry whose name begins so; ``""`` is all of them.
-        registry: Where references are.
-
-    Raises:
-        NotFoundError: A pattern or a prefix matches nothing.
-    """
-    found = [source for word in words for source in _named(word, registry)]
-    if lock is not None:
-        found += _locked(Path(lock), registry)
-    if prefix is not None:
-        found += _published(prefix, registry)
-    return list({str(source): source for source in found}.values())
-
-
-def _named(word: str, registry: RegistryLike) -> list[Source]:
-    if not word.startswith((".", "/")) or not any(sign in word for sign in _WILD) or Path(word).is_dir():
-        return [Source(place=references.parse(word), registry=registry)]
-    found = [Path(path) for path in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207 - `..` and absolute ones too
-    directories = [path for path in found if path.is_dir() and any(path.glob("adapter_*"))]
-    if not directories:
-        raise NotFoundError(f"`{word}` matches no directory with an adapter", hint="check the pattern")
-    return [Source(place=path) for path in directories]
-
-
-def _locked(path: Path, registry: RegistryLike) -> list[Source]:
-    return [
-        Source(
-            place=entry.exact,
-            registry=entry.registry if registry is None else registry,
-            digest=entry.digest,
-            commit=entry.commit,
-        )
-        for entry in read_lock(path).entries
-    ]
-
-
-def _published(prefix: str, registry: RegistryLike) -> list[Source]:
-    opened = online_registry(registry)
-    names = list(opened.names(prefix))
-    found = []
-    for name in names:
-        reference = AdapterRef.parse(name)
-        listing = opened.listing(reference)
-        if listing.versions:
-            found.append(Source(place=reference.at(max(listing.versions)), registry=registry))
-        elif listing.head is not None:
-            found.append(Source(place=reference.at(listing.head), registry=registry))
-    if not found:
-        raise NotFoundError(
-            f"`{opened.url}` has no adapter whose name begins with `{prefix}`", hint="run `lora-hub list` to see them"
-        )
-    return found
 
 
 def settle(given: Settings, project: Settings) -> Settings:

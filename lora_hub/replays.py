@@ -23,7 +23,7 @@ from lora_hub.replaying.verdict import Replay, Verdict
 if TYPE_CHECKING:
     from torch import nn
 
-    from lora_hub.checkup import Source
+    from lora_hub.checked_sources import Source
     from lora_hub.searching.base import Kind
 
 _KINDS: Mapping[str, Kind] = {LOGITS: "causal", CLASSES: "classifier", HIDDEN: "encoder"}

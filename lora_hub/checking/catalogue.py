@@ -10,6 +10,7 @@ from lora_hub.checking.finding import Rule
 from lora_hub.checking.rules import (
     base_modules,
     base_names,
+    base_vocabulary,
     config,
     documents,
     manifest,
@@ -18,6 +19,7 @@ from lora_hub.checking.rules import (
     publishing,
     replay,
     serving,
+    targets,
     tensors,
 )
 from lora_hub.errors import UsageError
@@ -29,9 +31,11 @@ _GROUPS = (
     config,
     manifest,
     tensors,
+    targets,
     numbers,
     base_modules,
     base_names,
+    base_vocabulary,
     peft,
     serving,
     publishing,

@@ -13,10 +13,10 @@ import click
 from lora_hub.cli.output import registry_option
 
 if TYPE_CHECKING:
+    from lora_hub.checked_sources import Source
     from lora_hub.checking.finding import Report, Severity
     from lora_hub.checking.settings import Settings
     from lora_hub.checking.text import Style
-    from lora_hub.checkup import Source
 
 FORMATS = ("text", "json", "junit", "sarif", "github", "markdown")
 _SOON = 8  # adapters that are checked before a bar could be read
@@ -63,7 +63,7 @@ def check(
     Each is a directory, a pattern of directories ('./adapters/*'), or a reference. Ends with 9 if an error concerns the
     base, with 8 if one does not, else with 0. `[tool.lora-hub.check]` in pyproject.toml says what is not said here.
     """
-    from lora_hub import checkup
+    from lora_hub import checked_sources, checkup
     from lora_hub.checking.finding import Severity
     from lora_hub.checking.settings import SEVERITIES, Settings, read_settings
     from lora_hub.checking.text import plain
@@ -84,7 +84,7 @@ def check(
     )
     files = _files(outputs)
     settled = checkup.settle(given, read_settings(Path()))
-    found = checkup.find_sources(sources, lock=lock, prefix=prefix, registry=registry)
+    found = checked_sources.find_sources(sources, lock=lock, prefix=prefix, registry=registry)
     if not found:
         raise UsageError("no adapter is named", hint="name a directory or a reference, or see `lora-hub check --help`")
     named = checkup.check_all(found, settled.base, settings=settled, jobs=jobs or os.cpu_count() or 1)

@@ -94,13 +94,13 @@ def test_an_index_that_is_too_large_is_not_read(hub, tmp_path):
 
 def test_many_adapters_ask_for_the_base_once(hub, tmp_path):
     """The base of a run is read once, however many adapters there are."""
-    from lora_hub import checkup
+    from lora_hub import checked_sources, checkup
 
     hub.create("org/base", llama().files())
     for number in range(5):
         adapter_files(seed=number).write(tmp_path / "adapters" / str(number))
     hub.clear()
-    reports = list(checkup.check_all(checkup.find_sources([f"{tmp_path}/adapters/*"]), "org/base"))
+    reports = list(checkup.check_all(checked_sources.find_sources([f"{tmp_path}/adapters/*"]), "org/base"))
 
     assert [report.exit_code() for report in reports] == [0] * 5
     assert asked(hub)[0] <= MAX_REQUESTS

@@ -12,7 +12,7 @@ from adapter_files import MANIFEST_NAME, Tensor, adapter_files, lora_key, module
 from base_models import llama
 
 import lora_hub
-from lora_hub import checkup
+from lora_hub import checked_sources, checkup
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.checking.settings import Settings, read_settings
 from lora_hub.cli import run
@@ -176,7 +176,7 @@ def test_a_whole_registry_is_checked(cli, good, tmp_path):
     """The newest version of each adapter."""
     for name in ("org/one@1.0.0", "org/one@1.1.0", "org/two@2.0.0", "team/three@1.0.0"):
         cli("push", good, name, "--registry", "./registry")
-    sources = checkup.find_sources([], prefix="org/", registry=str(tmp_path / "registry"))
+    sources = checked_sources.find_sources([], prefix="org/", registry=str(tmp_path / "registry"))
 
     assert [str(source) for source in sources] == ["org/one@1.1.0", "org/two@2.0.0"]
     assert cli("check", "--all", "", "--registry", "./registry").out.count(": 1 note") == 3
@@ -255,11 +255,11 @@ def test_many_adapters_are_checked_in_several_processes(tmp_path):
     for number in range(checkup.WORTH_PROCESSES):
         adapter_files(seed=number, r=4 if number % 5 == 0 else 2, lora_alpha=2).write(tmp_path / f"{number:02d}")
     base = llama().write(tmp_path / "base")
-    sources = checkup.find_sources([f"{tmp_path}/[0-9]*"])
+    sources = checked_sources.find_sources([f"{tmp_path}/[0-9]*"])
     code = (
-        "import sys; from lora_hub import checkup\n"
+        "import sys; from lora_hub import checked_sources, checkup\n"
         "if __name__ == '__main__':\n"
-        "    sources = checkup.find_sources([sys.argv[1] + '/[0-9]*'])\n"
+        "    sources = checked_sources.find_sources([sys.argv[1] + '/[0-9]*'])\n"
         "    for report in checkup.check_all(sources, sys.argv[1] + '/base', jobs=2):\n"
         "        print(report.source, report.digest, *(finding.rule.code for finding in report.findings))\n"
     )

@@ -261,6 +261,25 @@ def test_what_is_published_keeps_its_manifest(model, recorded, tmp_path):
     assert lora_hub.replay(model, "org/task@1.0.0", registry=registry).verdict is Verdict.PASSED
 
 
+def test_what_is_signed_keeps_its_manifest(model, saved):
+    """A signature beside the draft is over its bytes: nothing is recorded into it."""
+    directory = saved(model)
+    (directory / "model.sig").write_text("{}")
+
+    with pytest.raises(StateError, match="signed"):
+        lora_hub.record_golden(model, directory)
+
+
+def test_a_quantised_base_decides_nothing(model, recorded):
+    """On a quantised base nothing is recorded, and a replay is a note whatever it finds."""
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    replayed = lora_hub.replay(model, recorded)
+    with pytest.raises(CompatibilityError, match="quantised"):
+        lora_hub.record_golden(model, recorded)
+
+    assert (replayed.verdict, replayed.dtype) == (Verdict.UNDECIDED, "quantised")
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -79,6 +79,15 @@ def test_what_a_replay_finds_can_be_ignored(adapters, capsys, ignored):
     assert (code, found) == (0, {"changed": ["lh901"]})
 
 
+def test_an_exception_of_the_manifest_counts(adapters, capsys):
+    """What the publisher allowed it to break stands apart, as for all rules."""
+    manifest = adapters / "changed" / "lora-hub.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"exceptions": ["LH901"]}))
+    code, found = check(capsys, "./changed", "--base", "./base", "--replay")
+
+    assert (code, found) == (0, {"changed": ["lh901"]})
+
+
 def test_an_adapter_with_errors_is_not_run(adapters, capsys):
     """What a check of the files refuses never reaches the model: there is nothing of a replay in its report."""
     config = adapters / "changed" / "adapter_config.json"

@@ -1,4 +1,4 @@
-"""LH111 to LH119: are the numbers those of a trained adapter, and does the config's scaling suit them."""
+"""LH111 to LH116: are the numbers those of a trained adapter, and is its scaling sane."""
 
 from __future__ import annotations
 
@@ -198,88 +198,6 @@ def unusual_dtype(subject: Subject) -> Iterator[Hit]:
         )
 
 
-@finds("LH117", "rank-above-dimension", severity=Severity.WARNING)
-def rank_above_dimension(subject: Subject) -> Iterator[Hit]:
-    """The rank of a module is larger than its inputs or its outputs.
-
-    B A has at most the rank of the smaller side, so what is above it is memory without an effect. Fused projections,
-    which stack the ranks of their parts, are not meant.
-
-    ## Example
-
-    r = 256 on a module of 64 outputs.
-
-    ## How to mend it
-
-    `lora-hub compose REF=1 --rank exact` writes the same deltas at the rank that they have.
-    """
-    wide = [m for m in subject.modules if not m.slices and m.r > min(m.in_features, m.out_features)]
-    if wide:
-        module = wide[0]
-        yield Hit(
-            message=f"{some([m.path for m in wide])} {'has' if len(wide) == 1 else 'have'} rank {module.r}, more than "
-            f"the {min(module.in_features, module.out_features)} that the matrix can have",
-            hint="`lora-hub compose REF=1 --rank exact` writes the same deltas at a smaller rank",
-            file=CONFIG_NAME,
-            place=module.path,
-        )
-
-
-@finds("LH118", "pattern-matches-nothing", severity=Severity.WARNING)
-def pattern_matches_nothing(subject: Subject) -> Iterator[Hit]:
-    """A key of `rank_pattern` or `alpha_pattern` matches no module of the adapter.
-
-    The module that was meant then has the default rank or alpha, and nothing says so before PEFT 0.21.
-
-    ## Example
-
-        "alpha_pattern": {"k_proj": 32}        # and the adapter has no k_proj
-
-    ## How to mend it
-
-    Remove the key, or correct it. A key is the whole path or its end, such as `self_attn.q_proj`.
-    """
-    if subject.config is None or not subject.paths:
-        return
-    patterns = {"rank_pattern": subject.config.rank_pattern, "alpha_pattern": subject.config.alpha_pattern}
-    for name, entries in patterns.items():
-        for pattern, _ in entries:
-            if not any(map(pattern.matches, subject.paths)):
-                yield Hit(
-                    message=f"`{name}` has the key {printable(pattern.key)}, which matches no module of the adapter",
-                    hint="remove it, or write the end of the path that was meant",
-                    file=CONFIG_NAME,
-                    place=name,
-                )
-
-
-@finds("LH119", "layer-without-tensors", severity=Severity.WARNING)
-def layer_without_tensors(subject: Subject) -> Iterator[Hit]:
-    """`layers_to_transform` names a layer that the adapter has no tensors for.
-
-    PEFT ignores numbers beyond the last layer without a word. Either the list is wrong, or layers are missing.
-
-    ## Example
-
-        "layers_to_transform": [30, 31, 32]        # of a model with layers 0 to 31
-
-    ## How to mend it
-
-    Name the layers that were trained; the first is 0.
-    """
-    if subject.config is None or not subject.paths:
-        return
-    numbers = {int(part) for path in subject.paths for part in path.split(".") if part.isdecimal() and len(part) < 10}  # noqa: PLR2004 - digits of any layer
-    missing = sorted(set(subject.config.layers_to_transform or ()) - numbers)
-    if missing:
-        yield Hit(
-            message=f"`layers_to_transform` names {', '.join(map(str, missing[:_SHOWN]))}, which has no tensors",
-            hint="name the layers that were trained; the first is 0",
-            file=CONFIG_NAME,
-            place="layers_to_transform",
-        )
-
-
 CHECKS = (
     not_finite,
     does_nothing,
@@ -287,7 +205,4 @@ CHECKS = (
     duplicated_layers,
     odd_scaling,
     unusual_dtype,
-    rank_above_dimension,
-    pattern_matches_nothing,
-    layer_without_tensors,
 )

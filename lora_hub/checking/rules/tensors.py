@@ -1,4 +1,4 @@
-"""LH101 to LH110 and LH120: has every tensor one purpose, and every target its tensors."""
+"""LH101 to LH106, LH110 and LH120: has every tensor one purpose and its counterpart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from lora_hub.checking.check import Hit, finds
 from lora_hub.checking.rules.documents import hit_of
 from lora_hub.checking.subject import Subject
-from lora_hub.documents.adapter_layout import PREFIX, unserved_heads, unserved_targets, untargeted
-from lora_hub.documents.fields import printable
-from lora_hub.documents.manifest import CONFIG_NAME, WEIGHTS_NAME
+from lora_hub.documents.adapter_layout import PREFIX
+from lora_hub.documents.manifest import WEIGHTS_NAME
 
 _SAVE_AGAIN = "save or download the adapter again"
 _MATRIX = 2  # axes
@@ -169,88 +168,6 @@ def tensor_twice(subject: Subject) -> Iterator[Hit]:
     return _strange(subject, (_TWICE,))
 
 
-@finds("LH107", "target-without-tensors")
-def target_without_tensors(subject: Subject) -> Iterator[Hit]:
-    """An entry of `target_modules` has no tensor in the file.
-
-    ## Why it matters
-
-    PEFT wraps the module all the same and leaves B at zero, so a part of what was trained is missing after one warning.
-    A typo beside a name that is right is never noticed.
-
-    ## Example
-
-        "target_modules": ["q_proj", "v_proj", "o_porj"]
-
-    ## How to mend it
-
-    Remove the entry if it was not trained; else save the adapter again.
-    """
-    if subject.config is None or not subject.pairs:
-        return
-    for entry in sorted(unserved_targets(subject.config, subject.paths)):
-        yield Hit(
-            message=f"`target_modules` names {printable(entry)}, but the adapter has no tensor for it",
-            hint=_SAVE_AGAIN,
-            file=CONFIG_NAME,
-            place="target_modules",
-        )
-
-
-@finds("LH108", "tensor-outside-targets")
-def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
-    """There are tensors for a module that the config does not target.
-
-    ## Why it matters
-
-    PEFT does not wrap the module, and drops its tensors without a message (logits were off by 0.25 in our measurement).
-    The config was edited, or is that of another adapter.
-
-    ## Example
-
-    `"target_modules": ["q_proj"]` beside tensors of `v_proj`; or `layers_to_transform: [0, 1]` beside 32 layers.
-
-    ## How to mend it
-
-    Name all modules that were trained in `target_modules`.
-    """
-    if subject.config is None:
-        return
-    for path in sorted(untargeted(subject.config, subject.paths)):
-        yield Hit(
-            message=f"the tensors of `{path}` belong to no entry of `target_modules`",
-            hint="name the module in `target_modules`, or save the adapter again",
-            file=CONFIG_NAME,
-            place=path,
-        )
-
-
-@finds("LH109", "head-without-tensors")
-def head_without_tensors(subject: Subject) -> Iterator[Hit]:
-    """An entry of `modules_to_save` has no tensor in the file.
-
-    A classifier that was trained from scratch and not saved is random again after loading. `classifier` and `score`,
-    which PEFT adds to every classifier by itself, are no error.
-
-    ## Example
-
-        "modules_to_save": ["lm_head"]         # and no base_model.model.lm_head.weight
-
-    ## How to mend it
-
-    Save the adapter again with the module; or remove the entry if it was not trained.
-    """
-    if subject.config is None or not subject.tensors:
-        return
-    for entry in sorted(unserved_heads(subject.config, subject.heads)):
-        yield Hit(
-            message=f"`modules_to_save` names {printable(entry)}, but the adapter has no tensor for it",
-            hint=_SAVE_AGAIN,
-            file=CONFIG_NAME,
-            place="modules_to_save",
-        )
-
-
 @finds("LH110", "not-gathered")
 def not_gathered(subject: Subject) -> Iterator[Hit]:
     """A tensor is empty or flat: it was saved before its shards were gathered.
@@ -308,9 +225,6 @@ CHECKS = (
     tensor_of_another_method,
     base_weights_inside,
     tensor_twice,
-    target_without_tensors,
-    tensor_outside_targets,
-    head_without_tensors,
     not_gathered,
     no_lora_tensors,
 )

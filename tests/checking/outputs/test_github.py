@@ -93,6 +93,14 @@ def test_what_github_would_not_show_is_listed():
     assert text.splitlines()[-1] == "lora-hub check: 2 adapters, 13 errors, 1 warning, 12 notes"
 
 
+@pytest.mark.parametrize("text", ["##[error]x", "a ##[add-mask]b", "###[group]"])
+def test_a_plain_line_holds_no_command_of_the_older_form(text):
+    """The runner looks for `##[` anywhere in a line: what is listed in the group has none."""
+    found = commands([report(*[finding(message=text)] * (MAX_ANNOTATIONS + 1))])
+
+    assert [name for name, _, _ in found] == ["error"] * MAX_ANNOTATIONS + ["group", "endgroup"]
+
+
 def test_the_last_line_counts():
     """Without findings the only line says so."""
     assert render("github", [report()]) == "lora-hub check: 1 adapter, nothing found\n"
