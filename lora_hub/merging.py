@@ -166,8 +166,9 @@ def _sources(adapters: Mapping[AdapterLike, float], *, registry: RegistryLike) -
     sources = []
     for named, weight in adapters.items():
         adapter = api.load(named, registry=registry)
-        description = _describe(adapter, weight)
-        sources.append(Source(input=Input(name=str(named), adapter=adapter), weight=weight, description=description))
+        description = _describe(adapter, float(weight))
+        one = Input(name=str(named), adapter=adapter)
+        sources.append(Source(input=one, weight=float(weight), description=description))
     return sources
 
 

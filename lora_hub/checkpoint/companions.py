@@ -13,7 +13,8 @@ from lora_hub.checkpoint.model_config import config_bytes
 from lora_hub.checkpoint.plan import MergePlan
 from lora_hub.documents.checkpoint_index import INDEX_NAME, MAX_INDEX
 from lora_hub.documents.fields import sha256
-from lora_hub.documents.manifest import CARD_NAME
+from lora_hub.documents.manifest import CARD_NAME, MANIFEST_NAME
+from lora_hub.documents.manifest import CONFIG_NAME as ADAPTER_CONFIG
 from lora_hub.errors import IntegrityError
 
 PROVENANCE_NAME = "lora_hub.merge.json"
@@ -21,6 +22,7 @@ _MAX_COMPANION = 128 * 1024 * 1024  # bytes; what is larger is no file of a mode
 _ENDINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".py", ".md")
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _OURS = {CONFIG_NAME, INDEX_NAME, JOURNAL_NAME, PROVENANCE_NAME, CARD_NAME}
+_OF_AN_ADAPTER = {ADAPTER_CONFIG, MANIFEST_NAME}  # transformers would look for the adapter beside it
 _TOKENIZER = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -81,9 +83,9 @@ def companions(plan: MergePlan, tokenizers: Mapping[str, LocalBase]) -> tuple[li
 
 
 def _is_companion(name: str) -> bool:
-    if name in _OURS or name.startswith(".") or name.endswith(".index.json"):
+    if name in {*_OURS, *_OF_AN_ADAPTER} or name.startswith(".") or name.endswith(".index.json"):
         return False
-    return name.endswith(_ENDINGS) or name.upper().startswith(_LEGAL)
+    return name.isprintable() and (name.endswith(_ENDINGS) or name.upper().startswith(_LEGAL))
 
 
 def _left_out(plan: MergePlan, copied: Mapping[str, Companion]) -> Iterator[str]:

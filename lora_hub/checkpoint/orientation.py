@@ -20,22 +20,23 @@ def is_transposed(
 ) -> bool:
     """Return whether the weight of *module*, the checkpoint's *tensor* of *shape*, is stored ``[in, out]``.
 
-    Shapes decide where they differ; of a square weight the plugin of *model_type*, or else what transformers knows.
+    The plugin of *model_type* knows it of its modules; of others the shape decides, or else what transformers knows.
 
     Raises:
         CompatibilityError: It fits neither way, or nobody knows how it lies.
     """
     straight = (module.out_features, module.in_features)
-    if shape not in {straight, straight[::-1]}:
+    by_plugin = transposed_by_plugin(module.path, model_type)
+    expected = straight[::-1] if by_plugin else straight
+    if shape != expected and (by_plugin is not None or shape != straight[::-1]):
         raise CompatibilityError(
-            f"`{module.path}` has a weight of shape {list(shape)} in the base, in `{who}` it is {list(straight)}",
+            f"`{module.path}` has a weight of shape {list(shape)} in the base, in `{who}` it is {list(expected)}",
             hint="name the base that the adapter was trained on (`lora-hub info` names it, if it is known)",
         )
-    if straight[0] != straight[1]:
-        return shape != straight
-    by_plugin = transposed_by_plugin(module.path, model_type)
     if by_plugin is not None:
         return by_plugin
+    if straight[0] != straight[1]:
+        return shape != straight
     transposed = model.transposed if (model := known()) is not None else {}
     path = module.path if module.path in transposed else tensor.removesuffix(".weight")
     if path not in transposed:

@@ -77,7 +77,7 @@ class Target:
     @property
     def size(self) -> int:
         """Bytes that it takes."""
-        return -(-math.prod(self.shape) * CHECKPOINT.bits[self.dtype] // 8)
+        return math.prod(self.shape) * CHECKPOINT.bits[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

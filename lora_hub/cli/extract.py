@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_hub.cli.output import json_option, print_data, progress, say, table
+from lora_hub.cli.output import json_option, print_data, progress, say, shown, table
 
 if TYPE_CHECKING:
     from lora_hub.checkpoint.extract_report import ExtractReport
@@ -54,9 +54,9 @@ def _as_text(report: ExtractReport, output: str) -> str:
         rows = [(one.name, "" if one.change is None else f"{one.change:.2e}", one.why) for one in report.left_out]
         texts.append(table(rows, ("CHANGED, LEFT OUT", "|D|/|W|", "WHY")))
     if report.full:
-        texts.append(f"stored as a whole: {', '.join(report.full)}")
+        texts.append(f"stored as a whole: {shown(', '.join(report.full))}")
     texts.append(
-        f"{output}: {len(modules)} modules in {report.dtype}, {report.unchanged} tensors unchanged, kept "
-        f"{report.kept:.4f} of what changed (least: {report.worst.kept:.4f} in {report.worst.path})"
+        f"{shown(output)}: {len(modules)} modules in {report.dtype}, {report.unchanged} tensors unchanged, kept "
+        f"{report.kept:.4f} of what changed (least: {report.worst.kept:.4f} in {shown(report.worst.path)})"
     )
     return "\n\n".join(texts)

@@ -22,7 +22,7 @@ from lora_hub.composing.report import ModuleReport, Report
 from lora_hub.documents.adapter_layout import PREFIX
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.recipe import Recipe
-from lora_hub.errors import UsageError
+from lora_hub.errors import MalformedError, UsageError
 from lora_hub.rounding import rounded
 
 Track = Callable[[Sequence[str]], Iterable[str]]  # yields what it is given, and shows how far it is
@@ -168,7 +168,12 @@ def _finished(
     config = config_of(ranks, base=plan.base, heads=plan.heads, task_type=task_type, **(options or {}))
     named = {one.adapter.manifest.lora.targets for one in plan.inputs}
     targets = named.pop() if len(named) == 1 else tuple(sorted(set().union(*named)))
-    files = files_of(config, tensors, base=plan.base, targets=targets, license=license, **described)
+    try:
+        files = files_of(config, tensors, base=plan.base, targets=targets, license=license, **described)
+    except MalformedError as error:  # it has more patterns than anybody reads
+        raise UsageError(
+            error.message, hint="one rank for all modules needs no patterns: name it, as `--rank 32`"
+        ) from error
     return Composed(files=files, report=Report(modules=reports, notes=(*plan.notes, *_notes(plan, reports))))
 
 

@@ -197,7 +197,11 @@ def _tensor_info(name: str, entry: Any, data_start: int, rules: FileRules) -> Te
             f"tensor {printable(name)} has dtype {printable(dtype)}, expected one of {', '.join(rules.bits)}",
             hint=f"save the {rules.owner} in one of these dtypes",
         )
-    expected = -(-math.prod(shape) * rules.bits[dtype] // 8)
+    expected, beyond = divmod(math.prod(shape) * rules.bits[dtype], 8)
+    if beyond:
+        raise MalformedError(
+            f"tensor {printable(name)} of shape {shape} and dtype {dtype} ends within a byte", hint=_HINT
+        )
     if not expected and not rules.may_be_empty:
         raise MalformedError(
             f"tensor {printable(name)} of shape {shape} is empty",

@@ -160,6 +160,15 @@ def test_of_a_square_weight_the_plugin_knows_how_it_lies(tmp_path, merge, transp
     )
 
 
+def test_a_weight_that_lies_the_other_way_than_the_plugin_says_is_refused(tmp_path, adapter, merge):
+    """It would fit if it were turned round; but LLaMA's are not, so it is another module's."""
+    files = base_files()
+    files.shards["model-00002.safetensors"]["model.layers.0.self_attn.v_proj.weight"] = tensor(HIDDEN, 4)
+
+    with pytest.raises(CompatibilityError, match=r"v_proj` has a weight of shape \[8, 4\] in the base.*\[4, 8\]"):
+        merge(files.write(tmp_path / "base"), adapter)
+
+
 def test_of_a_square_weight_without_a_plugin_transformers_is_asked(tmp_path, merge):
     """Here c_proj of an MLP that is as narrow as the model: the class on the meta device says that it is a Conv1D."""
     files, path = gpt2(**{"mlp.c_proj": (HIDDEN, HIDDEN)}), "transformer.h.0.mlp.c_proj"

@@ -143,6 +143,7 @@ HOSTILE = {
     "a shape that overflows": join_header(
         {"a": {"dtype": "F32", "shape": [2**40] * 3, "data_offsets": [0, 4]}}, b"xxxx"
     ),
+    "half a byte": join_header({"a": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}, b"xx"),
     "metadata of numbers": join_header({"__metadata__": {"a": 1}}, b""),
     "a key twice": struct.pack("<Q", 21) + b'{"a":{},"a":{}}      ',
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 
 import pytest
 import torch
@@ -123,6 +124,13 @@ def nearest(exact: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def test_two_merges_of_one_recipe_are_the_same_bytes(base, adapter, merge):
     """Every file, the provenance as well."""
     assert content(merge(base, adapter)) == content(merge(base, adapter, output="again"))
+
+
+def test_a_weight_is_a_number_however_it_is_written(base, adapter, tmp_path):
+    """1 and 1.0 are one recipe."""
+    lora_hub.merge_checkpoint(base, {adapter: 1}, tmp_path / "merged")
+
+    assert lora_hub.merge_checkpoint(base, {adapter: 1.0}, tmp_path / "merged", resume=True).reused
 
 
 def test_a_single_file_is_merged_without_an_index(tmp_path, adapter, merge):
@@ -317,6 +325,14 @@ def test_a_head_is_taken_whole_whatever_the_weight(tmp_path, base):
 
     assert torch.equal(stored(tmp_path / "merged")["score.weight"], as_torch(head))
     assert any("taken whole, whatever its weight" in note for note in merged.notes)
+
+
+@pytest.mark.parametrize("name", [b"adapter_config.json", b"lora-hub.json", b"\xff.json", b"\x1b[2J.txt"])
+def test_what_makes_no_file_of_a_model_is_not_copied(base, adapter, merge, name):
+    """A config without its adapter, which transformers would look for; a name that no document can hold."""
+    (base / os.fsdecode(name)).write_bytes(b"{}")
+
+    assert os.fsdecode(name) not in content(merge(base, adapter))
 
 
 def test_what_is_too_large_for_a_file_of_a_model_is_not_copied(tmp_path, base, adapter, monkeypatch):

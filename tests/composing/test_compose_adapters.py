@@ -22,6 +22,7 @@ from made_adapters import (
 
 from lora_hub.composing.factors import Factors
 from lora_hub.composing.inputs import Input
+from lora_hub.documents import adapter_layout
 from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.manifest import Slice, SliceGroup
 from lora_hub.documents.recipe import LayerWeights
@@ -203,6 +204,17 @@ def test_resize_is_the_best_of_its_rank(method, rank, r):
     assert_close(delta(made), U[:, :kept] * S[:kept] @ Vh[:kept], 1e-10)
     assert report.modules[0].kept == pytest.approx((S[:kept].square().sum() / S.square().sum()).item(), abs=1e-12)
     assert report.modules[0].norm == pytest.approx(S.norm().item())
+
+
+def test_ranks_that_differ_more_than_a_config_can_say_are_refused(monkeypatch):
+    """Thousands of modules with a rank of their own each need patterns that nobody would read: what to do is said."""
+    weighted = {"a": (adapter({Q: random_factors(1, SHAPES[Q], 2), V: random_factors(2, SHAPES[V], 3)}), 2.0)}
+    monkeypatch.setattr(adapter_layout, "_MAX_COMPARISONS", 7)
+    with pytest.raises(UsageError, match="patterns") as caught:
+        composed(weighted)
+
+    assert "--rank" in str(caught.value.hint)
+    assert composed(weighted, rank="3")[1].rank_out == 3
 
 
 def test_report_names_the_worst_module():
