@@ -110,7 +110,7 @@ def _opened(path: Path, limit: int, size: int | None, *, is_own: bool) -> Iterat
 
 def _check_file(path: Path, status: os.stat_result, limit: int, size: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise MalformedError(f"`{path}` is not a regular file", hint="name a directory that holds plain files")
+        raise MalformedError(f"`{path}` is not a regular file", hint="name a plain file, or a directory of plain files")
     if size is not None and status.st_size != size:
         raise IntegrityError(
             f"`{path}` has {status.st_size} bytes, the manifest says {size}",
@@ -118,7 +118,7 @@ def _check_file(path: Path, status: os.stat_result, limit: int, size: int | None
         )
     if status.st_size > limit:
         raise MalformedError(
-            f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="it is no file of an adapter"
+            f"`{path}` has {status.st_size} bytes, at most {limit} are read", hint="no file of this kind is that large"
         )
 
 

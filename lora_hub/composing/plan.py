@@ -14,6 +14,7 @@ from lora_hub.composing.rank import Rank
 from lora_hub.composing.weights import Weights, weights_of
 from lora_hub.documents.adapter_layout import LoraModule
 from lora_hub.documents.base_model import BaseModel
+from lora_hub.documents.manifest import MAX_FILE
 from lora_hub.documents.recipe import Recipe
 from lora_hub.errors import UsageError
 from lora_hub.plugin_manager import plugins
@@ -66,11 +67,9 @@ def plan_of(inputs: Sequence[Input], recipe: Recipe, *, allow_other_base: bool =
     )
     base = common_base(inputs, allow_other_base=allow_other_base)
     modules = dict(modules_of(inputs))
-    widest = max(min(one.out_features, one.in_features) for m in modules.values() for one in m.values())
-    if method.rank.kind == "number" and method.rank.value > widest:
-        raise UsageError(
-            f"the rank {method.rank.value:g} is more than any module has", hint=f"at most {widest}, min(out, in)"
-        )
+    dtype = _dtype(inputs, recipe)
+    if method.rank.kind == "number":
+        _check_rank(int(method.rank.value), [next(iter(m.values())) for m in modules.values()], dtype)
     return Plan(
         inputs=inputs,
         recipe=recipe,
@@ -78,9 +77,22 @@ def plan_of(inputs: Sequence[Input], recipe: Recipe, *, allow_other_base: bool =
         weights=weights_of(inputs, recipe),
         base=base,
         heads=common_heads(inputs),
-        dtype=_dtype(inputs, recipe),
+        dtype=dtype,
         modules=modules,
     )
+
+
+def _check_rank(r: int, modules: Sequence[LoraModule], dtype: torch.dtype) -> None:
+    """Refuse a rank that no module has, and one of so many zeros that nobody would read them."""
+    widest = max(min(one.out_features, one.in_features) for one in modules)
+    if r > widest:
+        raise UsageError(f"the rank {r} is more than any module has", hint=f"at most {widest}, min(out, in)")
+    size = sum(r * (one.out_features + one.in_features) for one in modules) * dtype.itemsize
+    if size > MAX_FILE:
+        raise UsageError(
+            f"the adapter would have {size:,} bytes, at most {MAX_FILE:,} are read",
+            hint="name a lower rank, or a limit, as `--rank max:64`, which fills nothing up",
+        )
 
 
 def _check_inputs(inputs: Sequence[Input], recipe: Recipe) -> None:

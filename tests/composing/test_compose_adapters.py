@@ -438,6 +438,15 @@ def test_hostile_sizes_are_refused_before_they_are_weighed(weights, size):
         composed({"a": (huge, 0.5), "b": (random_adapter(1), 0.5)}, weights=weights)
 
 
+def test_zeros_that_nobody_would_read_are_not_written():
+    """A small file may be of a large matrix: to fill it up to a rank takes no memory before its size is known."""
+    wide = adapter({Q: Factors(numbers(1, 65_536, 1), numbers(2, 1, 65_536))}, dtype=torch.float32)
+    with pytest.raises(UsageError, match="would have 31,457,280,000 bytes") as caught:
+        composed({"a": (wide, 1.0)}, rank="60000")
+
+    assert "max:64" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("method", ["linear", *ELEMENTWISE])
 @pytest.mark.parametrize("size", [0.0, 1e-300, 1e59])
 def test_extreme_sizes_give_an_adapter(method, size):

@@ -1,6 +1,7 @@
 """The arithmetic below the rules: selection without holding, numbers by position, one rounding, ranks, ranges."""
 
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -216,6 +217,40 @@ def test_threads_come_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_come_back_to_all_who_overlap():
+    """Who begins while another computes takes over its one thread, and must not keep it, nor hand it on."""
+    first, second = threading.Event(), threading.Event()
+    seen = []
+
+    def one():
+        with reproducible(), reproducible():
+            first.set()
+            second.wait(10)
+
+    def other():
+        first.wait(10)
+        with reproducible():
+            second.set()
+            threads[0].join()
+            seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    threads = [threading.Thread(target=work) for work in (one, other)]
+    try:
+        for thread in threads:
+            thread.start()
+        threads[1].join()
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [1, 2, 2]
 
 
 def test_factors_know_their_shape():
