@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lora_hub.documents.fields import Bytes
-from lora_hub.documents.safetensors_header import ITEM_SIZE, TensorInfo, are_finite, is_finite
+from lora_hub.documents.finite import are_finite, is_finite
+from lora_hub.documents.safetensors_header import ITEM_SIZE, TensorInfo
 
 _GLANCE = 64  # bytes that nearly every tensor differs in from zero, and from every other
 _BLOCK = 256 * 1024  # bytes, a multiple of every item's size

@@ -103,9 +103,10 @@ def _dtype(name: str | None, fine: Checkpoint) -> torch.dtype:
 
 
 def _look_at(pair: Pair, rank: Rank, dtype: torch.dtype, found: _Findings) -> None:
-    if pair.head is not None:
-        found.heads[pair.head] = None
-        found.tensors[f"{PREFIX}{pair.name}"] = tensor_of(pair.fine)
+    if pair.whole:
+        whole = tensor_of(pair.fine)
+        found.heads |= dict.fromkeys(pair.whole.values())
+        found.tensors |= {f"{PREFIX}{name}": whole.clone() for name in pair.whole}
         return
     if pair.base is None:
         found.left_out.append(LeftOut(name=pair.name, why="the base has no such tensor", change=None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class Pair:
         name: What it is called in the model; where transformers does not know the model, what it is called in the file.
         transposed: Whether it is the weight of a linear module and lies ``[in, out]``; None if it is something else.
         is_unclear: Whether it may be such a weight, but nobody knows the model.
-        head: The module that was asked for as a whole and that it belongs to.
+        whole: If it was asked for as a whole: the names that it has in the model, which may tie it to others, and the
+            module of each that is taken.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Pair:
     base: Stored | None
     transposed: bool | None
     is_unclear: bool
-    head: str | None
+    whole: Mapping[str, str]
 
     @property
     def path(self) -> str:
@@ -86,30 +87,46 @@ def pair_up(fine: Checkpoint, base: Checkpoint, full: Collection[str]) -> Pairs:
     counterpart = _prefix(after, before)
     missing = sorted(before.keys() - set(map(counterpart, after)))
     known = known_model(fine.config, [*missing, *after])
-    in_memory = {stored: memory for memory, stored in known.tensors.items()} if known else {}
-    pairs = []
-    for name, stored in sorted(after.items()):
-        plain = in_memory.get(name, name)
-        head = next((owner for owner in owners_of(plain) if is_named(owner, frozenset(full))), None)
-        is_plain = known is None or name in in_memory
-        may_be_linear = is_plain and _may_be_linear(plain, stored.info)
-        transposed = _transposed(plain.rpartition(".")[0], fine.model_type, known) if may_be_linear else None
-        pairs.append(
-            Pair(
-                name=plain,
-                fine=stored,
-                base=before.get(counterpart(name)),
-                transposed=transposed,
-                is_unclear=may_be_linear and transposed is None and known is None,
-                head=head,
-            )
-        )
+    counterparts = {name: before.get(counterpart(name)) for name in after}
+    pairs = tuple(_pairs(after, counterparts, fine.model_type, known, frozenset(full)))
     _check_full(pairs, full)
-    notes = list(_notes_on(missing, before, known))
+    notes = tuple(_notes_on(missing, before, known))
     for pair in pairs:
         _check_shape(pair)
     linear = frozenset(known.transposed) if known else frozenset(p.path for p in pairs if p.transposed is not None)
-    return Pairs(pairs=tuple(pairs), linear=linear, notes=tuple(notes))
+    return Pairs(pairs=pairs, linear=linear, notes=notes)
+
+
+def _pairs(
+    after: Mapping[str, Stored],
+    before: Mapping[str, Stored | None],
+    model_type: str | None,
+    known: KnownModel | None,
+    full: frozenset[str],
+) -> Iterator[Pair]:
+    in_memory = {stored: memory for memory, stored in known.tensors.items()} if known else {}
+    for name, stored in sorted(after.items()):
+        plain = in_memory.get(name, name)
+        is_plain = known is None or name in in_memory
+        may_be_linear = is_plain and _may_be_linear(plain, stored.info)
+        transposed = _transposed(plain.rpartition(".")[0], model_type, known) if may_be_linear else None
+        tied = {other for names in (known.tied if known else ()) if name in names for other in names} - after.keys()
+        yield Pair(
+            name=plain,
+            fine=stored,
+            base=before[name],
+            transposed=transposed,
+            is_unclear=may_be_linear and transposed is None and known is None,
+            whole=_whole([plain, *sorted(tied)], full),
+        )
+
+
+def _whole(names: Sequence[str], full: frozenset[str]) -> dict[str, str]:
+    """Return the module that is taken for each of the *names* of one tensor: none, or all if *full* asks for one."""
+    asked = {name: next((owner for owner in owners_of(name) if is_named(owner, full)), None) for name in names}
+    if not any(asked.values()):
+        return {}
+    return {name: owner or name.rpartition(".")[0] for name, owner in asked.items()}
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Stored]:
@@ -150,12 +167,12 @@ def _transposed(path: str, model_type: str | None, known: KnownModel | None) -> 
 
 
 def _check_full(pairs: Iterable[Pair], full: Collection[str]) -> None:
-    taken = {pair.head for pair in pairs} - {None}
+    taken = {module for pair in pairs for module in pair.whole.values()}
     for wanted in full:
-        if not any(is_named(str(head), {wanted}) for head in taken):
+        if not any(is_named(module, {wanted}) for module in taken):
             raise NotFoundError(
                 f"the fine-tuned checkpoint has no module `{wanted}` to take as a whole",
-                hint="name one by its path or the end of it, such as `lm_head`; a tied output has no tensor of its own",
+                hint="name one by its path or the end of it, such as `lm_head`",
             )
 
 
@@ -182,7 +199,7 @@ def _layer(name: str) -> str | None:
 
 
 def _check_shape(pair: Pair) -> None:
-    if pair.base is None or pair.head is not None or pair.fine.info.shape == pair.base.info.shape:
+    if pair.base is None or pair.whole or pair.fine.info.shape == pair.base.info.shape:
         return
     is_vocabulary = is_embedding(pair.path) or is_output(pair.path)
     raise CompatibilityError(

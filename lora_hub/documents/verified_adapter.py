@@ -15,6 +15,7 @@ from lora_hub.documents.adapter_layout import AdapterLayout, LoraModule, read_la
 from lora_hub.documents.base_model import BaseModel
 from lora_hub.documents.fields import Bytes, printable, sha256
 from lora_hub.documents.fingerprint import Fingerprint
+from lora_hub.documents.finite import are_finite, is_finite
 from lora_hub.documents.lineage import Lineage
 from lora_hub.documents.manifest import (
     CONFIG_NAME,
@@ -27,7 +28,7 @@ from lora_hub.documents.manifest import (
     Slice,
     SliceGroup,
 )
-from lora_hub.documents.safetensors_header import TensorInfo, are_finite, is_finite, read_header
+from lora_hub.documents.safetensors_header import TensorInfo, read_header
 from lora_hub.documents.signers import Signer
 from lora_hub.errors import IntegrityError, MalformedError, NotFoundError
 

@@ -277,12 +277,32 @@ def test_a_tied_output_is_no_tensor_of_its_own(tmp_path):
     """GPT-2 ties output and embeddings: a change of them is one entry that is left out."""
     model = models.gpt2()
     save(model, tmp_path / "base")
-    tuned = change(model, c_attn__weight=low_rank(2), wte__weight=lambda w: w * 1.1)
-    report = extract(tmp_path, tuned)
-    with pytest.raises(NotFoundError, match="lm_head"):
-        lora_hub.extract_adapter(tmp_path / "tuned", tmp_path / "base", tmp_path / "other", full=("lm_head",))
+    report = extract(tmp_path, change(model, c_attn__weight=low_rank(2), wte__weight=lambda w: w * 1.1))
 
     assert [one.name for one in report.left_out] == ["transformer.wte.weight"]
+
+
+@QUIET
+@pytest.mark.parametrize("asked", ["wte", "lm_head"])
+def test_tied_modules_are_taken_together(tmp_path, asked):
+    """PEFT would replace the one and leave the other as it was; merged, they are one tensor again."""
+    model = models.gpt2()
+    save(model, tmp_path / "base")
+    tuned = change(model, c_attn__weight=low_rank(2), wte__weight=lambda w: w * 1.1 + 0.1)
+    report = extract(tmp_path, tuned, full=(asked,))
+    expected = models.logits(tuned)
+    in_peft = models.logits(models.load_in_peft(copy.deepcopy(model), tmp_path / "new"))
+    lora_hub.merge_checkpoint(tmp_path / "base", {tmp_path / "new": 1.0}, tmp_path / "merged")
+
+    assert sorted(report.full) == ["lm_head", "transformer.wte"]
+    assert torch.allclose(in_peft, expected, atol=1e-5)
+    assert load_file(tmp_path / "merged" / "model.safetensors").keys() == model.state_dict().keys() - {"lm_head.weight"}
+
+
+def test_a_module_that_is_not_there_cannot_be_taken_as_a_whole(llama, tmp_path):
+    """A name that is misspelt is named."""
+    with pytest.raises(NotFoundError, match="no module `lmhead`"):
+        extract(tmp_path, change(llama, q_proj__weight=low_rank(2)), full=("lmhead",))
 
 
 def rewrite(directory, function):

@@ -12,14 +12,13 @@ from adapter_files import Tensor, adapter_files, join_header, lora_key, pack, sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_hub.documents.finite import are_finite, is_finite
 from lora_hub.documents.safetensors_header import (
     ITEM_SIZE,
     MAX_HEADER,
     MAX_METADATA,
     MAX_NAME,
     MAX_TENSORS,
-    are_finite,
-    is_finite,
     read_header,
 )
 from lora_hub.errors import MalformedError

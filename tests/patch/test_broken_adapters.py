@@ -245,7 +245,8 @@ def test_finite_is_decided_as_torch_decides_it(dtype, bad):
     """The check without torch sees NaN and infinity in every dtype, and takes the largest finite number for one."""
     from safetensors.torch import save
 
-    from lora_hub.documents.safetensors_header import is_finite, read_header
+    from lora_hub.documents.finite import is_finite
+    from lora_hub.documents.safetensors_header import read_header
 
     limits = torch.finfo(dtype)
     sane = torch.tensor([limits.max, limits.min, limits.tiny, 0.0, -1.5], dtype=dtype)
