@@ -20,6 +20,7 @@ from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.locate import RegistryLike
 
 if TYPE_CHECKING:
+    from lora_hub.checkpoint.base_files import LocalBase
     from lora_hub.checkpoint.plan import MergePlan, Source
     from lora_hub.checkpoint.provenance import Merged
     from lora_hub.documents.verified_adapter import VerifiedAdapter
@@ -95,12 +96,16 @@ def merge_checkpoint(
         MachineError: The disk has not enough space.
     """
     with needs_torch("merging"):
-        from lora_hub.checkpoint.base_files import LocalBase
         from lora_hub.checkpoint.merge import merge
     plan = _plan(base, adapters, dtype=dtype, allow_other_base=allow_other_base, registry=registry)
-    directories = {str(source): references.parse(source) for source in adapters}
-    tokenizers = {name: LocalBase(path) for name, path in directories.items() if isinstance(path, Path)}
-    return merge(plan, Path(output), tool=version("lora-hub"), resume=resume, tokenizers=tokenizers, progress=progress)
+    return merge(
+        plan,
+        Path(output),
+        tool=version("lora-hub"),
+        resume=resume,
+        tokenizers=_tokenizers(adapters),
+        progress=progress,
+    )
 
 
 def plan_checkpoint(
@@ -117,6 +122,7 @@ def plan_checkpoint(
     Of the base headers are read, and the few weights of which an adapter has the fingerprint.
     """
     with needs_torch("merging"):
+        from lora_hub.checkpoint.companions import companions
         from lora_hub.checkpoint.merge import free_space
     plan = _plan(base, adapters, dtype=dtype, allow_other_base=allow_other_base, registry=registry)
     return Planned(
@@ -129,7 +135,7 @@ def plan_checkpoint(
         ),
         size=plan.size,
         free=free_space(Path(output)),
-        notes=plan.notes,
+        notes=(*plan.notes, *companions(plan, _tokenizers(adapters))[1]),
     )
 
 
@@ -148,6 +154,14 @@ def _plan(
     checkpoint = read_checkpoint(base_files(base))  # before any adapter is pulled
     sources = _sources(adapters, registry=registry)
     return plan_merge(checkpoint, sources, dtype=dtype, allow_other_base=allow_other_base)
+
+
+def _tokenizers(adapters: Mapping[AdapterLike, float]) -> dict[str, LocalBase]:
+    """Return the directories among *adapters*, in which a tokenizer may lie, by the adapters' names."""
+    from lora_hub.checkpoint.base_files import LocalBase
+
+    directories = {str(source): references.parse(source) for source in adapters}
+    return {name: LocalBase(path) for name, path in directories.items() if isinstance(path, Path)}
 
 
 def _check_weights(adapters: Mapping[AdapterLike, float]) -> None:

@@ -63,6 +63,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli, base, adapter, tmp_pa
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["SHARD", "SIZE", "CHANGED", "TENSORS"]
     assert "4 tensors changed" in done.out
+    assert "not copied from the base: pytorch_model.bin" in done.err
     assert not (tmp_path / "out").exists()
     assert [len(shard["touched"]) for shard in as_json["shards"]] == [0, 2, 2]
     assert as_json["size"] == sum(path.stat().st_size for path in base.glob("*.safetensors"))
