@@ -19,7 +19,6 @@ from lora_hub.checkpoint.extract_delta import Difference, approximate, compare, 
 from lora_hub.checkpoint.extract_pairs import Pair, Pairs, pair_up
 from lora_hub.checkpoint.extract_report import ExtractedModule, ExtractReport, LeftOut
 from lora_hub.composing.exactness import reproducible
-from lora_hub.composing.factors import Factors
 from lora_hub.composing.rank import Rank
 from lora_hub.documents.adapter_layout import PREFIX
 from lora_hub.documents.base_model import BaseModel
@@ -28,7 +27,6 @@ from lora_hub.documents.fields import Bytes
 from lora_hub.documents.fingerprint import Fingerprint
 from lora_hub.documents.verified_adapter import DTYPE_NAMES, hub_name
 from lora_hub.errors import CompatibilityError, UsageError
-from lora_hub.rounding import rounded
 from lora_hub.sampling import fingerprint_of_weights
 from lora_hub.tensors import DTYPES
 
@@ -132,7 +130,7 @@ def _extract(pair: Pair, difference: Difference, rank: Rank, dtype: torch.dtype,
     assert pair.base is not None  # noqa: S101 - for the type checker
     matrix = difference_of(pair.fine, pair.base)
     low = approximate(matrix, difference, rank, path=pair.path)
-    stored = Factors(_rounded(low.factors.B, dtype, pair.path), _rounded(low.factors.A, dtype, pair.path))
+    stored = low.factors.stored(dtype, pair.path)
     B, A = (stored.A.T, stored.B.T) if pair.transposed else stored
     found.tensors |= {f"{PREFIX}{pair.path}.lora_A.weight": A, f"{PREFIX}{pair.path}.lora_B.weight": B}
     if pair.base.info.stop - pair.base.info.start <= _SAMPLED:
@@ -151,16 +149,6 @@ def _extract(pair: Pair, difference: Difference, rank: Rank, dtype: torch.dtype,
             rounding=min(1.0, difference.noise_energy / difference.energy),
         )
     )
-
-
-def _rounded(factor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
-    stored = rounded(factor, dtype)
-    if not stored.isfinite().all():
-        raise UsageError(
-            f"`{path}` has numbers that {dtype} cannot hold".replace("torch.", ""),
-            hint="name a wider dtype, such as `--dtype float32`",
-        )
-    return stored
 
 
 def _check_something_changed(found: _Findings) -> None:

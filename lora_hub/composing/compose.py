@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_hub.adapter_files import config_of, files_of
 from lora_hub.composing.exactness import reproducible
-from lora_hub.composing.factors import Factors
+from lora_hub.composing.factors import dtype_name
 from lora_hub.composing.inputs import Input
 from lora_hub.composing.merging import Deltas, Merged, merge
 from lora_hub.composing.plan import Plan, plan_of
@@ -23,7 +23,6 @@ from lora_hub.documents.adapter_layout import PREFIX
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.recipe import Recipe
 from lora_hub.errors import MalformedError, UsageError
-from lora_hub.rounding import rounded
 
 Track = Callable[[Sequence[str]], Iterable[str]]  # yields what it is given, and shows how far it is
 
@@ -78,12 +77,12 @@ def _compute(plan: Plan, track: Track) -> Composed:
     for path in track(list(plan.modules)):
         merged = _merged(plan, path)
         factors = merged.factors.balanced() if plan.dtype is torch.float16 else merged.factors
-        stored = Factors(*(_stored(factor, plan.dtype, path) for factor in factors))
+        stored = factors.stored(plan.dtype, path)
         tensors |= {f"{PREFIX}{path}.lora_{side}.weight": getattr(stored, side) for side in "AB"}
         too_small += any(map(_is_too_small, factors, stored))
         reports.append(_report(plan, path, merged))
     if too_small:
-        what = f"{too_small} of {len(reports)} modules have numbers too small for {_name(plan.dtype)}"
+        what = f"{too_small} of {len(reports)} modules have numbers too small for {dtype_name(plan.dtype)}"
         note = f"{what}, which are lost in part or wholly: name a wider dtype, such as `--dtype float32`"
         plan = dataclasses.replace(plan, notes=(*plan.notes, note))
     return _finished(plan, tensors, {one.path: (one.r, one.r) for one in reports}, tuple(reports))
@@ -102,26 +101,12 @@ def _merged(plan: Plan, path: str) -> Merged:
     return merge(deltas, plan.method, (module.out_features, module.in_features))
 
 
-def _stored(factor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
-    stored = rounded(factor, dtype)
-    if not stored.isfinite().all():
-        raise UsageError(
-            f"`{path}` has numbers that {_name(dtype)} cannot hold",
-            hint="name a wider dtype, such as `--dtype float32`, or smaller weights",
-        )
-    return stored
-
-
 def _is_too_small(factor: Tensor, stored: Tensor) -> bool:
     """Whether *factor* lost more by being rounded than half of the last bit of each number, as denormals do."""
     size, limits = torch.linalg.vector_norm(factor), torch.finfo(stored.dtype)
     if size >= math.sqrt(factor.numel()) * limits.smallest_normal:  # then denormals are too few, or too small, to count
         return False
     return bool(torch.linalg.vector_norm(stored.double() - factor) > limits.eps * size)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _report(plan: Plan, path: str, merged: Merged) -> ModuleReport:

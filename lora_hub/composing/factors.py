@@ -15,6 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_hub.errors import UsageError
+from lora_hub.rounding import rounded
+
 EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -42,6 +45,25 @@ class Factors(NamedTuple):
         B, A = (torch.frexp(sizes).exponent for sizes in (self.B.abs().amax(dim=0), self.A.abs().amax(dim=1)))
         factor = torch.tensor([math.ldexp(1.0, n) for n in ((A - B) // 2).tolist()], dtype=torch.float64)
         return Factors(self.B * factor, self.A / factor[:, None])
+
+    def stored(self, dtype: torch.dtype, path: str) -> Factors:
+        """Return what is written of them, for the module at *path*: in *dtype*, each number rounded once.
+
+        Raises:
+            UsageError: A number is too large for *dtype*.
+        """
+        found = Factors(rounded(self.B, dtype), rounded(self.A, dtype))
+        if not (found.B.isfinite().all() and found.A.isfinite().all()):
+            raise UsageError(
+                f"`{path}` has numbers that {dtype_name(dtype)} cannot hold",
+                hint="name a wider dtype, such as `--dtype float32`, or smaller weights",
+            )
+        return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return what people call *dtype*, such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 class Svd(NamedTuple):

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lora_hub.errors import CompatibilityError, StateError
 from lora_hub.patch.choice import PatchedModel
@@ -62,8 +63,14 @@ class AdaptedModule(nn.Module):
             return run_replaced(self, record, plan, base, args, kwargs)
         parameters = self._parameters
         if self.lora_hub_is_linear and len(args) == 1 and "weight" in parameters and "bias" in parameters:
-            return plan.linear(self, record, args[0])
-        return plan.add(self, record, super().forward(*args, **kwargs), _first(args, kwargs))
+            x = args[0]
+            if torch.is_grad_enabled():
+                return plan.linear(self, record, x)
+            # What `nn.Linear.forward` does, without looking both up through `__getattr__`, which is slow.
+            y = linear(x, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+        else:
+            x, y = _first(args, kwargs), super().forward(*args, **kwargs)
+        return plan.add(self, record, y, x)
 
     def _adapted(self, plan: Plan, record: Record, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         return plan.add(self, record, super().forward(*args, **kwargs), _first(args, kwargs))

@@ -81,10 +81,10 @@ class Plan:
         return y
 
     def linear(self, module: nn.Module, record: Record, x: Tensor) -> Tensor:
-        """Return what a plain linear *module* computes from *x*, plus what the adapters do."""
+        """Return what a plain linear *module* computes from *x*, plus what the adapters do, where gradients may be."""
         parameters: Mapping[str, Any] = module._parameters  # noqa: SLF001 - `__getattr__` is slow
         weight, bias = parameters["weight"], parameters["bias"]
-        if _is_grad_enabled() and _is_plain(x, weight, bias) and not _is_watched():
+        if _is_plain(x, weight, bias) and not _is_watched():
             step = self.step(module, record, x)
             if step.only is not None and not (step.has_dropout and module.training):
                 name_A, name_B, alpha = step.only
