@@ -14,7 +14,7 @@ from lora_hub.adapter_directory import read_adapter
 from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.errors import PolicyError, UsageError
 from lora_hub.extras import needs_torch
-from lora_hub.reference import AdapterRef, ReferenceLike, as_reference
+from lora_hub.reference import AdapterRef, PathLike, ReferenceLike, as_reference
 from lora_hub.registry import lock as locks
 from lora_hub.registry import pull as pulls
 from lora_hub.registry import push as pushes
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from lora_hub.patch.applied_adapter import AppliedAdapter
 
 _logger = logging.getLogger(__name__)
-
-PathLike = str | os.PathLike[str]
 
 
 def push(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_hub.documents.fields import printable
 from lora_hub.errors import LoraHubError, UsageError
+from lora_hub.reference import PathLike
 
 if TYPE_CHECKING:
     from lora_hub.checkpoint.base_files import BaseFiles
 
-PathLike = str | os.PathLike[str]
 _HUB_BASE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from lora_hub import reference as references
 from lora_hub.checking.reading import is_about_the_adapter, read_directory, refused, subject_of
 from lora_hub.checking.subject import Subject
 from lora_hub.errors import LoraHubError, NotFoundError, PolicyError
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, PathLike
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
 from lora_hub.registry.lock import read_lock
 from lora_hub.registry.pull import find_in_store
@@ -22,7 +21,6 @@ from lora_hub.registry.resolve import resolve, resolve_at
 from lora_hub.registry.store import default_store
 from lora_hub.registry.terms import current_terms
 
-PathLike = str | os.PathLike[str]
 _WILD = "*?["
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from lora_hub.checking.run import run_checks
 from lora_hub.checking.settings import Settings
 from lora_hub.checking.subject import Subject
 from lora_hub.errors import UsageError
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, PathLike
 from lora_hub.registry.locate import RegistryLike
 
-PathLike = str | os.PathLike[str]
 WORTH_PROCESSES = 24  # adapters; for fewer, starting a process takes longer than the check
 _AT_ONCE = 4  # adapters that a process is given together
 

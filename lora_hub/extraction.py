@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,12 @@ from lora_hub.adapter_directory import write_adapter
 from lora_hub.errors import LoraHubError, UsageError
 from lora_hub.extras import needs_torch
 from lora_hub.files import machine_errors
+from lora_hub.reference import PathLike
 
 if TYPE_CHECKING:
     from lora_hub.checkpoint.checkpoint import Checkpoint
     from lora_hub.checkpoint.extract_report import ExtractReport
 
-PathLike = str | os.PathLike[str]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 RANK = "max:64"  # what a fine-tune of everything is cut to; of one that was a merged LoRA, nothing is lost

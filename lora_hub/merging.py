@@ -15,7 +15,7 @@ from lora_hub.base_model import base_files
 from lora_hub.documents.fields import MAX_NUMBER
 from lora_hub.errors import UsageError
 from lora_hub.extras import needs_torch
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, PathLike
 from lora_hub.registry.fetch import Progress, no_progress
 from lora_hub.registry.locate import RegistryLike
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lora_hub.checkpoint.provenance import Merged
     from lora_hub.documents.verified_adapter import VerifiedAdapter
 
-PathLike = str | os.PathLike[str]
 AdapterLike = TypeVar("AdapterLike", bound=str | os.PathLike[str] | AdapterRef)  # keys of a mapping are invariant
 
 

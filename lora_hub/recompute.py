@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from lora_hub.documents.verified_adapter import VerifiedAdapter
 from lora_hub.documents.verified_adapter import verify as verify_files
 from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, NotFoundError, UsageError
 from lora_hub.extras import needs_torch
-from lora_hub.reference import AdapterRef
+from lora_hub.reference import AdapterRef, PathLike
 from lora_hub.registry import pull as pulls
 from lora_hub.registry.locate import RegistryLike, as_registry
 from lora_hub.registry.store import default_store
@@ -26,8 +25,6 @@ from lora_hub.vouch import Verified, verify
 
 if TYPE_CHECKING:
     from lora_hub.composing.compare import Comparison
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _HINT = "write `org/task`, `org/task@1.2.0`, `org/task@^1.2` or `org/task@sha256:…`"
 
 Selector = Version | VersionRange | str | None
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)

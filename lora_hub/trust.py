@@ -19,7 +19,7 @@ from lora_hub.documents.trust_entries import Entry, Pin, Revocation, Rule
 from lora_hub.documents.trust_policy import TrustPolicy
 from lora_hub.errors import InvalidReferenceError, NotFoundError, PolicyError, UsageError
 from lora_hub.files import read_file
-from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, is_digest
+from lora_hub.reference import AdapterRef, PathLike, ReferenceLike, as_reference, is_digest
 from lora_hub.registry import pull as pulls
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
@@ -30,8 +30,6 @@ from lora_hub.registry.registry import Registry
 from lora_hub.registry.resolve import Choice, resolve
 from lora_hub.registry.terms import current_terms
 from lora_hub.registry.trust_file import TrustFile, default_trust
-
-PathLike = str | os.PathLike[str]
 
 
 def trust() -> TrustFile:

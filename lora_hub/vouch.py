@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from lora_hub.documents.verified_adapter import VerifiedAdapter, manifest_digest
 from lora_hub.documents.verified_adapter import verify as verify_files
 from lora_hub.errors import DocumentError, IntegrityError, RegistryError, UntrustedError, UsageError
 from lora_hub.files import machine_errors, write_files
-from lora_hub.reference import AdapterRef, ReferenceLike, as_reference, exact_version
+from lora_hub.reference import AdapterRef, PathLike, ReferenceLike, as_reference, exact_version
 from lora_hub.registry import pull as pulls
 from lora_hub.registry.find import find
 from lora_hub.registry.locate import RegistryLike, as_registry, online_registry
@@ -34,9 +33,6 @@ from lora_hub.registry.trust_file import default_trust
 from lora_hub.signing.key_ring import default_key_ring, signing_key
 from lora_hub.signing.keys import Passphrase, PrivateKey, passphrase_from_environment
 from lora_hub.trust import check_can_trust, read_public_key, trust_key
-
-PathLike = str | os.PathLike[str]
-
 
 # Keys
 

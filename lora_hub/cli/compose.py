@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,13 @@ import click
 
 from lora_hub.cli.output import json_option, print_data, progress, registry_option, say, shown
 from lora_hub.cli.weight_search import losses, search_options, searched
+from lora_hub.cli.weights import weighted
 from lora_hub.errors import UsageError
 
 if TYPE_CHECKING:
     from lora_hub.composition import Composition
     from lora_hub.documents.recipe import LayerWeights, Recipe
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _PARAMETERS = ("density", "epsilon", "gamma", "scale")
 
 
@@ -116,14 +115,6 @@ def _changed(path: str | None, method: str | None, parameters: dict[str, float],
     if method is not None and method != recipe.rule:
         recipe = dataclasses.replace(recipe, rule=method, parameters={}, space=None)
     return dataclasses.replace(recipe, parameters={**recipe.parameters, **parameters}, **changes)
-
-
-def weighted(text: str) -> tuple[str, float]:
-    """Return the reference and the weight that *text* spells; what follows the last ``=`` is one if it is a number."""
-    reference, equals, weight = text.rpartition("=")
-    if equals and _NUMBER.fullmatch(weight):
-        return reference, float(weight)
-    return text, 1.0
 
 
 def _parameter(text: str) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_hub.cli.output import byte_progress, json_option, print_data, registry_option, say, shown, size, table
+from lora_hub.cli.weights import weighted
 
 if TYPE_CHECKING:
     from lora_hub.checkpoint.provenance import Merged
@@ -71,17 +72,12 @@ def merge(
 
 
 def _weights(refs: tuple[str, ...]) -> dict[str, float]:
-    """Return the weight of each REF; only a number behind the last ``=`` is one, since a path may hold more."""
+    """Return the weight of each REF by its name."""
     from lora_hub.errors import UsageError
 
     weights: dict[str, float] = {}
     for ref in refs:
-        name, equals, text = ref.rpartition("=")
-        try:
-            weight = float(text) if equals else 1.0
-        except ValueError:
-            name, weight = "", 1.0
-        name = name or ref
+        name, weight = weighted(ref)
         if name in weights:
             raise UsageError(f"`{name}` is named twice", hint="name it once, with the sum of the weights")
         weights[name] = weight

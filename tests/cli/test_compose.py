@@ -5,7 +5,7 @@ import json
 import pytest
 from adapter_files import adapter_files
 
-from lora_hub.cli.compose import weighted
+from lora_hub.cli.weights import weighted
 
 
 @pytest.fixture
