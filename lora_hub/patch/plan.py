@@ -148,11 +148,10 @@ class Plan:
 
 
 def _is_plain(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether these are tensors of torch's own, of one kind, and the layer is frozen."""
+    """Whether these are tensors of torch's own kind, and the layer is frozen."""
     return (
         type(x) is Tensor
         and type(weight) is nn.Parameter
-        and weight.dtype is x.dtype
         and not weight.requires_grad
         and (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
     )

@@ -1,6 +1,7 @@
 """compose on the command line: references and weights, what is printed, what is refused."""
 
 import json
+import math
 
 import pytest
 from adapter_files import adapter_files
@@ -23,12 +24,21 @@ def inputs(tmp_path, monkeypatch):
     [
         ("org/a@1=0.7", ("org/a@1", 0.7)), ("org/a", ("org/a", 1.0)), ("toxic=-0.5", ("toxic", -0.5)),
         ("./dir=0.5=2", ("./dir=0.5", 2.0)), ("./x=y", ("./x=y", 1.0)), ("a=+1e-2", ("a", 0.01)), ("a=.5", ("a", 0.5)),
-        ("a=nan", ("a=nan", 1.0)), ("a=1_0", ("a=1_0", 1.0)), ("a=", ("a=", 1.0)), ("a=٣", ("a=٣", 1.0)),
+        ("a=-inf", ("a", -math.inf)), ("a=1_0", ("a=1_0", 1.0)), ("a=", ("a=", 1.0)), ("a=٣", ("a=٣", 1.0)),
     ],
 )  # fmt: skip
 def test_weight_is_the_number_after_the_last_equals_sign(text, expected):
     """What is no number belongs to the path."""
     assert weighted(text) == expected
+
+
+def test_weight_that_is_not_a_number_is_refused_as_a_weight(cli, inputs):
+    """``=nan`` is no part of a path: who computed a weight is told that it is wrong."""
+    refused = cli("compose", "./a=nan", "./b", "-o", "new")
+
+    assert refused.code == 2
+    assert "the weight of `./a` is nan" in refused.err
+    assert not (inputs / "new").exists()
 
 
 def test_composes_and_says_what_was_lost(cli, inputs):

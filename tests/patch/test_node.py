@@ -600,6 +600,16 @@ def test_gradient_of_an_adapter_holds_its_own_memory_only(r):
     assert max(held) <= 4  # a rank of 2 is padded to 8
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_layer_that_is_trained_beside_its_adapter_has_its_gradient(name):
+    """Who lets a base weight or bias be trained after all gets ``dy^T x``, or the sum of ``dy``."""
+    model, x, dy = layer("task"), random(4, 6), random(4, 5, seed=6)
+    parameter = getattr(model[0], name).requires_grad_()
+    model(x).backward(dy)
+
+    assert torch.allclose(parameter.grad, dy.T @ x if name == "weight" else dy.sum(0), rtol=1e-12)
+
+
 def test_input_that_needs_no_gradient_gets_none(monkeypatch):
     """Where x wants no gradient, dx is not computed."""
     model, asked = layer("task"), []
