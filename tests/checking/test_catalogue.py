@@ -1,7 +1,6 @@
 """The rules as a whole: their codes, their pages, who is selected, and what plugins add."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,27 +35,6 @@ def lora_hub_checks():
     return [no_owner]
 '''
 FOUND = 'yield Hit(message="no owner", hint="write one", place=subject.source)'
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a distribution with one plugin, whose module is *source*, where only this test sees it."""
-    monkeypatch.syspath_prepend(tmp_path / "installed")
-    modules = []
-
-    def install(name: str, source: str) -> None:
-        metadata = tmp_path / "installed" / f"dist_{name}-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist-{name}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[lora_hub]\n{name} = checks_{name}\n")
-        (tmp_path / "installed" / f"checks_{name}.py").write_text(source)
-        modules.append(f"checks_{name}")
-        plugin_manager.plugins.cache_clear()
-
-    yield install
-    plugin_manager.plugins.cache_clear()
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture
@@ -149,7 +127,7 @@ def test_a_rule_that_fails_is_an_error_that_names_it(install, adapter):
 
     assert codes(report) == ["LH099", "OTHER001", "LH401"]
     assert "ACME001" in report.findings[0].message
-    assert "checks_company" in report.findings[0].message
+    assert "plugin_company" in report.findings[0].message
     assert report.findings[0].message.isprintable()
     assert report.exit_code() == 8
 

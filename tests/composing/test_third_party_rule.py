@@ -26,23 +26,6 @@ def lora_hub_rules():
 """
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a distribution with one plugin, by hand, where only this test sees it."""
-    monkeypatch.syspath_prepend(tmp_path / "installed")
-
-    def install(name: str, source: str) -> None:
-        metadata = tmp_path / "installed" / f"rule_{name}-0.1.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rule-{name}\nVersion: 0.1\n")
-        (metadata / "entry_points.txt").write_text(f"[lora_hub]\n{name} = rule_{tmp_path.name}_{name}\n")
-        (tmp_path / "installed" / f"rule_{tmp_path.name}_{name}.py").write_text(source)
-        plugin_manager.plugins.cache_clear()
-
-    yield install
-    plugin_manager.plugins.cache_clear()
-
-
 def test_built_in_rules_come_through_the_hook():
     """They are a plugin like any other."""
     (plugin,) = (plugin for plugin in plugin_manager.plugins().plugins if plugin.rules)

@@ -610,6 +610,19 @@ def test_layer_that_is_trained_beside_its_adapter_has_its_gradient(name):
     assert torch.allclose(parameter.grad, dy.T @ x if name == "weight" else dy.sum(0), rtol=1e-12)
 
 
+def test_adapter_in_the_dtype_of_autocast_is_trained():
+    """On a float32 base, an adapter that was cast to autocast's own dtype gets its gradients, and so does the input."""
+    model, x = layer("task", dtype=torch.float32), random(4, 6, dtype=torch.float32).requires_grad_()
+    for parameter in trained(model).values():
+        parameter.data = parameter.data.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+    y.sum().backward()
+
+    assert x.grad.dtype is torch.float32
+    assert all(parameter.grad.dtype is torch.bfloat16 for parameter in trained(model).values())
+
+
 def test_input_that_needs_no_gradient_gets_none(monkeypatch):
     """Where x wants no gradient, dx is not computed."""
     model, asked = layer("task"), []

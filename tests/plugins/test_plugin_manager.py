@@ -59,28 +59,6 @@ BROKEN = {
 }
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a distribution with one plugin, by hand, where only this test sees it; its module is *source*."""
-    monkeypatch.syspath_prepend(tmp_path / "installed")
-    modules = []
-
-    def install(name: str, source: str, *, module: str | None = None) -> None:
-        module = module or f"plugin_{name}"
-        modules.append(module)
-        metadata = tmp_path / "installed" / f"dist_{name}-1.5.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist-{name}\nVersion: 1.5\n")
-        (metadata / "entry_points.txt").write_text(f"[lora_hub]\n{name} = {module}\n")
-        (tmp_path / "installed" / f"{module}.py").write_text(source)
-        plugin_manager.plugins.cache_clear()
-
-    yield install
-    plugin_manager.plugins.cache_clear()
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
 def loaded() -> dict[str, Plugin]:
     return {plugin.name: plugin for plugin in plugin_manager.plugins().plugins}
 
