@@ -623,6 +623,16 @@ def test_adapter_in_the_dtype_of_autocast_is_trained():
     assert all(parameter.grad.dtype is torch.bfloat16 for parameter in trained(model).values())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which some still export with
+def test_trace_with_gradients_is_made_of_plain_operations():
+    """What `torch.jit.trace` keeps of an adapter in training can be saved: no autograd function of ours is in it."""
+    model, x = layer("task"), random(4, 6)
+    traced = torch.jit.trace(model, (x,), check_trace=False)
+
+    assert "_AdaptedLinear" not in str(traced.inlined_graph)
+    assert torch.allclose(traced(2 * x), model(2 * x), rtol=1e-12)
+
+
 def test_input_that_needs_no_gradient_gets_none(monkeypatch):
     """Where x wants no gradient, dx is not computed."""
     model, asked = layer("task"), []
