@@ -1,4 +1,4 @@
-"""What every test gets: a home of its own, and no way out to the network."""
+"""What every test gets: a home of its own, no way out to the network, and the command line."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from loopback_hub import LoopbackHub
+from outcome import Outcome
 
 # For transformers and PEFT, which would ask the Hub; what tests the Hub itself says where that is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,3 +61,17 @@ def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
         yield hub
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line in this process."""
+
+    def cli(*words: object) -> Outcome:
+        from lora_hub.cli import run
+
+        capsys.readouterr()
+        code = run([str(word) for word in words])
+        return Outcome(code, *capsys.readouterr())
+
+    return cli

@@ -4,8 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from adapter_files import MANIFEST_NAME, Tensor, adapter_files, lora_key, module_paths, to_json
@@ -15,36 +13,14 @@ import lora_hub
 from lora_hub import checked_sources, checkup
 from lora_hub.adapter_directory import read_adapter
 from lora_hub.checking.settings import Settings, read_settings
-from lora_hub.cli import run
 from lora_hub.documents.manifest import Manifest
 from lora_hub.errors import MalformedError, UsageError
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """The JSON on stdout."""
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Run the command line in the directory of the test, where no project has settled anything."""
+@pytest.fixture(autouse=True)
+def no_project(tmp_path, monkeypatch):
+    """Commands run in the directory of the test, where no project has settled anything."""
     monkeypatch.chdir(tmp_path)
-
-    def cli(*words: object) -> Outcome:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        return Outcome(code, *capsys.readouterr())
-
-    return cli
 
 
 @pytest.fixture
