@@ -1,4 +1,4 @@
-"""What every test gets: a home of its own, and no way out to the network."""
+"""What every test gets: a home of its own, no way out to the network, and the command line."""
 
 import os
 import socket
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loopback_hub import LoopbackHub
+from outcome import Outcome
 
 from lora_hub import plugin_manager
 
@@ -85,3 +86,17 @@ def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
         yield hub
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line in this process."""
+
+    def cli(*words: object) -> Outcome:
+        from lora_hub.cli import run
+
+        capsys.readouterr()
+        code = run([str(word) for word in words])
+        return Outcome(code, *capsys.readouterr())
+
+    return cli

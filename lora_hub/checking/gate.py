@@ -14,7 +14,7 @@ from lora_hub.checking.reading import files_in, read_directory, subject_of
 from lora_hub.checking.run import run_checks
 from lora_hub.documents.fields import Bytes
 from lora_hub.documents.verified_adapter import VerifiedAdapter
-from lora_hub.errors import LoraHubError, MalformedError, UsageError
+from lora_hub.errors import IntegrityError, LoraHubError, MalformedError, UsageError
 
 _SHOWN = 3  # findings in one message
 
@@ -63,17 +63,20 @@ class Gate:
         """Add the codes of what is wrong to an error about the files themselves, which nothing can allow."""
         try:
             yield
-        except MalformedError as error:
-            codes = [] if error.message.startswith(f"`{self.directory}` does not pass") else self._codes()
+        except (MalformedError, IntegrityError) as error:
+            codes = self._codes()
             if not codes:
                 raise
-            raise error.within(f"{', '.join(codes)}") from error
+            raise error.within(", ".join(codes)) from error
 
     def _codes(self) -> list[str]:
         try:
-            findings = run_checks(read_directory(self.directory), self.checks).findings
+            subject = read_directory(self.directory)
         except LoraHubError:
             return []
+        if subject.refusal is None:
+            return []  # the error is about something else: a rule, the policy, the registry
+        findings = run_checks(subject, self.checks).findings
         return sorted({finding.rule.code for finding in findings if finding.severity is Severity.ERROR})
 
 

@@ -37,13 +37,17 @@ def run_checks(subject: Subject, checks: Mapping[str, Check], selection: Selecti
         found += BUILT_IN[_REFUSED].findings(subject)
     chosen = selection or Selection()
     excepted = subject.manifest.exceptions if subject.manifest is not None and subject.refusal is None else ()
-    counting = [f for f in found if chosen.covers(f.rule.code) and f.rule.code not in excepted]
+    counting: list[Finding] = []
+    ignored: list[Finding] = []
+    for finding in found:
+        counts = chosen.covers(finding.rule.code) and finding.rule.code not in excepted
+        (counting if counts else ignored).append(finding)
     return Report(
         source=subject.source,
         digest=subject.digest,
         base=subject.base.name if subject.base else None,
         findings=tuple(sorted(counting, key=_order)),
-        ignored=tuple(sorted((f for f in found if f not in counting), key=_order)),
+        ignored=tuple(sorted(ignored, key=_order)),
         facts=_facts(subject),
     )
 

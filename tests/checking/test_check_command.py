@@ -4,8 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from adapter_files import MANIFEST_NAME, Tensor, adapter_files, lora_key, module_paths, to_json
@@ -14,37 +12,16 @@ from base_models import llama
 import lora_hub
 from lora_hub import checked_sources, checkup
 from lora_hub.adapter_directory import read_adapter
+from lora_hub.checking.gate import Gate
 from lora_hub.checking.settings import Settings, read_settings
-from lora_hub.cli import run
 from lora_hub.documents.manifest import Manifest
-from lora_hub.errors import MalformedError, UsageError
+from lora_hub.errors import IntegrityError, MalformedError, UsageError
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """The JSON on stdout."""
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Run the command line in the directory of the test, where no project has settled anything."""
+@pytest.fixture(autouse=True)
+def no_project(tmp_path, monkeypatch):
+    """Commands run in the directory of the test, where no project has settled anything."""
     monkeypatch.chdir(tmp_path)
-
-    def cli(*words: object) -> Outcome:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        return Outcome(code, *capsys.readouterr())
-
-    return cli
 
 
 @pytest.fixture
@@ -330,6 +307,25 @@ def test_nothing_allows_what_verify_refuses(bad, tmp_path):
     """The error is that of the file, with the codes that explain it."""
     with pytest.raises(MalformedError, match="LH101"):
         lora_hub.push(bad, "org/task@1.0.0", registry=tmp_path / "registry", allow=["LH101"])
+
+
+def test_a_file_that_is_not_the_manifests_is_explained_by_its_code(good, tmp_path):
+    """An error about the bytes is an error about the files, too."""
+    manifest = read_adapter(good).manifest.to_bytes()
+    (good / MANIFEST_NAME).write_bytes(manifest)
+    config = good / "adapter_config.json"
+    config.write_bytes(config.read_bytes() + b" ")
+
+    with pytest.raises(IntegrityError, match="LH015"):
+        lora_hub.push(good, "org/task@1.0.0", registry=tmp_path / "registry")
+
+
+def test_an_error_about_something_else_has_no_codes(tmp_path):
+    """What the adapter is allowed to break does not explain what is wrong with the registry or the policy."""
+    gate = Gate.of(untrained().write(tmp_path / "adapter"), ["LH112"])
+
+    with pytest.raises(MalformedError, match=r"\Athe policy is no TOML"), gate.explained():
+        raise MalformedError("the policy is no TOML", hint="mend it")
 
 
 def test_the_manifest_reads_exceptions_strictly(good):

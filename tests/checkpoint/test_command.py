@@ -1,34 +1,10 @@
 """`lora-hub merge`: what it prints, its exit codes, and that a dry run writes nothing."""
 
 import json
-from dataclasses import dataclass
 
 import pytest
 from adapter_files import HIDDEN, adapter_files
 from bases import base_files, content, json_in, output_adapter
-
-from lora_hub.cli import run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run the command line in this process."""
-
-    def cli(*words: object) -> Outcome:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        return Outcome(code, *capsys.readouterr())
-
-    return cli
 
 
 def test_merge(cli, base, adapter, tmp_path):

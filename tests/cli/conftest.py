@@ -1,47 +1,12 @@
-"""The command line under test: in this process where output is enough, in one of its own where the process matters."""
+"""The command line in a process of its own, where the process matters; and what there is to name on it."""
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from adapter_files import adapter_files
-
-from lora_hub.cli import run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did: its exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """The JSON on stdout."""
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The JSON object on stderr that describes the error."""
-        return json.loads(self.err)["error"]
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run the command line in this process."""
-
-    def cli(*words: object) -> Outcome:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        return Outcome(code, *capsys.readouterr())
-
-    return cli
+from outcome import Outcome
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ def llama_cpp_scaling(subject: Subject) -> Iterator[Hit]:
 
     ## How to mend it
 
-    Fold the scaling into B first: `lora-hub compose REF=1 -o out/` writes alpha = r for every module without rsLoRA.
+    Fold the scaling into B first: `lora-hub compose REF=1 --rank fit:vllm -o out/` writes one rank and one alpha,
+    without rsLoRA.
     """
     config = subject.config
     if config is None:
@@ -159,7 +160,7 @@ def llama_cpp_scaling(subject: Subject) -> Iterator[Hit]:
     if wrong:
         yield Hit(
             message=f"llama.cpp scales {some(wrong)} wrongly: it reads neither `use_rslora` nor `alpha_pattern`",
-            hint="`lora-hub compose REF=1 -o out/` folds the scaling into B",
+            hint=_SAME_EVERYWHERE,
             file=CONFIG_NAME,
             place=wrong[0],
         )

@@ -13,7 +13,6 @@ from lora_hub.documents.fields import printable
 from lora_hub.documents.manifest import CONFIG_NAME
 
 _SAVE_AGAIN = "save or download the adapter again"
-_MATRIX = 2  # axes
 
 
 @finds("LH107", "target-without-tensors")
