@@ -140,7 +140,8 @@ def _correlate(tensor: Sampled, found: Found, tally: _Tally) -> None:
     chosen = [(every[number], value) for number, value in zip(which, here, strict=True) if number % 2 == 0]
     one, other = (_standardised([pair[side] for pair in chosen]) for side in (0, 1))
     tally.products += sum(x * y for x, y in zip(one, other, strict=True))
-    tally.pairs += len(chosen)
+    if any(one):  # weights that are all one number go neither up nor down: no codes could
+        tally.pairs += len(chosen)
 
 
 def _standardised(values: list[float]) -> list[float]:

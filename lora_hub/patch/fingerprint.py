@@ -94,6 +94,10 @@ def _why_unreadable(weight: Tensor) -> str | None:
     # A subclass of Tensor that answers for itself: sharded over machines, or packed.
     if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"a {type(weight).__name__}"
+    if isinstance(weight, nn.UninitializedParameter):
+        return "not initialised"
+    if weight.layout is not torch.strided:
+        return f"stored as {weight.layout}"
     if weight.dtype not in DTYPE_NAMES and weight.dtype not in _CODES:
         return f"stored as {weight.dtype}"
     return None if weight.dim() == 2 and weight.numel() else "packed or sharded"  # noqa: PLR2004 - a matrix

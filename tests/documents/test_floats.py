@@ -102,6 +102,9 @@ def test_may_be_one_says_what_a_search_finds(pattern, step, dtypes):
         ((1.0, "BF16"), (1.0 + 2**-8, "F32"), True),  # the tie, which goes to the even one
         ((1.0, "BF16"), (1.0 + 2**-8 + 2**-23, "F32"), False),
         ((1.0 + 2**-7, "BF16"), (1.0 + 2**-8, "F32"), True),  # what lay a little above the tie became the tie
+        ((1.0, "BF16"), (1.0 - 2**-9, "F32"), True),  # below a power of two the tie is half as far
+        ((1.0, "BF16"), (1.0 - 2**-9 - 2**-20, "F32"), False),
+        ((2**-24, "F16"), (2**-25, "BF16"), True),  # but not below the smallest of all
         ((1.0, "BF16"), (1.0 + 2**-7, "BF16"), False),
         ((1.0, "F32"), (1.0 + 2**-7, "BF16"), False),
         ((1.0 + 2**-7, "F32"), (1.0, "F16"), False),

@@ -438,6 +438,63 @@ def test_quantised_weights_tell_gross_identity_only(dtype):
     assert other.is_other
 
 
+def test_quantised_weights_that_never_varied_speak_for_no_other_base():
+    """Projections that a base leaves at zero have no correlation with any codes, so they do not count."""
+    layers = {f"layers.{n}.q": nn.Linear(64, 64, bias=False) for n in range(6)}
+    for number in (0, 2, 4):
+        nn.init.zeros_(layers[f"layers.{number}.q"].weight)
+    base = fingerprint_of(layers)
+    codes = {path: nn.Linear(64, 64, bias=False) for path in layers}
+    for path, layer in layers.items():
+        stored = (layer.weight.detach() * 1000).to(torch.int8)
+        codes[path].weight = nn.Parameter(stored, requires_grad=False)
+    found = compare_with_model(base, codes)
+
+    assert found.outcome is Outcome.UNDECIDED
+    assert found.correlation > 0.9
+
+
+@pytest.mark.parametrize(
+    ("store", "reason"),
+    [
+        (torch.Tensor.to_sparse, "torch.sparse_coo"),
+        (torch.Tensor.to_mkldnn, "torch._mkldnn"),
+        (lambda _: nn.UninitializedParameter(requires_grad=False), "not initialised"),
+    ],
+)
+def test_weights_that_do_not_lie_as_a_matrix_decide_nothing(store, reason):
+    """Sparse ones, those in a layout of a library, those of a lazy layer: a reason, not an error of torch."""
+    layer = nn.Linear(64, 32, bias=False)
+    base = fingerprint_of({"q": layer})
+    stored = store(layer.weight.detach())
+    layer.weight = stored if isinstance(stored, nn.Parameter) else nn.Parameter(stored, requires_grad=False)
+    found = compare_with_model(base, {"q": layer})
+
+    assert (found.outcome, found.compared) == (Outcome.UNDECIDED, 0)
+    assert reason in found.reason
+    assert fingerprint_of({"q": layer}) is None
+
+
+class AnswersForItself(torch.Tensor):
+    """A tensor that computes what it is asked for itself, as sharded ones do."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(func)
+
+
+def test_sharded_weights_are_not_asked():
+    """Reading one number of a DTensor would be a call to the other machines."""
+    layer = nn.Linear(64, 32, bias=False)
+    base = fingerprint_of({"q": layer})
+    weight = torch.Tensor._make_subclass(AnswersForItself, layer.weight.detach())
+    layer._parameters["weight"] = weight
+    found = compare_with_model(base, {"q": layer})
+
+    assert found.outcome is Outcome.UNDECIDED
+    assert "AnswersForItself" in found.reason
+
+
 def test_packed_weights_decide_nothing():
     """Four bits in a byte have another shape: nobody here knows what they mean."""
     layer = nn.Linear(64, 64, bias=False)
