@@ -37,7 +37,7 @@ def compare_with_files(adapter: VerifiedAdapter, checkpoint: Checkpoint, *, max_
     Args:
         adapter: Whose manifest may have the digests of the base's shards, and its fingerprint.
         checkpoint: Of which the headers are known.
-        max_reads: How many ranges of weights may be read where digests do not decide: 0 reads none; None reads all
+        max_reads: How many ranges of weights may be read: with 0, the digests of the files decide alone; None reads all
             that was recorded, which is for files on this machine.
 
     Raises:
@@ -47,11 +47,14 @@ def compare_with_files(adapter: VerifiedAdapter, checkpoint: Checkpoint, *, max_
     if not base.shards and base.fingerprint is None:
         return undecided("the adapter has no fingerprint of its base")
     by_files = compare_shards(base, checkpoint.files)
-    if by_files.outcome is Outcome.MATCH or base.fingerprint is None:
+    if base.fingerprint is None:
         return by_files
     if max_reads == 0:
-        return undecided(f"{by_files.reason}; no weights were read")
-    return plan_sampling(adapter, checkpoint, max_reads=max_reads).verdict()
+        return by_files if by_files.outcome is Outcome.MATCH else undecided(f"{by_files.reason}; no weights were read")
+    # The digests say from which files the base was loaded, the weights what it was when the adapter was trained.
+    by_weights = plan_sampling(adapter, checkpoint, max_reads=max_reads).verdict()
+    is_decided = by_weights.outcome is not Outcome.UNDECIDED
+    return by_weights if is_decided or by_files.outcome is not Outcome.MATCH else by_files
 
 
 def compare_shards(base: BaseModel, files: BaseFiles) -> Verdict:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from adapter_files import Tensor, adapter_files, join_header, lora_key, module_paths, to_json
-from base_models import INDEX_NAME, llama, llama_adapter
+from base_models import INDEX_NAME, BaseModel, adapter_of, llama, llama_adapter
 
 import lora_hub
 from lora_hub.checking.base import MAX_BYTES, MAX_REQUESTS, kind_of
@@ -72,6 +72,21 @@ def test_a_shape_that_differs_is_found_in_a_layer_that_was_not_read(hub, tmp_pat
         adapter.tensors[lora_key(path, "A")] = Tensor(dtype="F32", shape=(2, 16), content=b"\x01" * 128)
 
     assert "LH202" in codes(lora_hub.check(adapter.write(tmp_path / "a"), "org/base"))
+
+
+@pytest.mark.parametrize(("model_type", "severity"), [("vit", "NOTE"), ("bert", "ERROR")])
+def test_files_of_the_family_may_have_other_names_than_the_model(tmp_path, model_type, severity):
+    """A sound adapter of a vision model of transformers 5 is on its base a matter of names, not of another base."""
+    names = {f"vit.encoder.layer.0.attention.attention.{name}.weight": (8, 8) for name in ("query", "key", "value")}
+    base = BaseModel(config={"model_type": model_type}, shapes=names).write(tmp_path / "base")
+    adapter = adapter_of({"vit.layers.0.attention.q_proj": (8, 8)}).write(tmp_path / "adapter")
+    found = {finding.rule.code: finding.severity for finding in lora_hub.check(adapter, base).findings}
+    required = {
+        finding.rule.code: finding.severity for finding in lora_hub.check(adapter, base, require_base=True).findings
+    }
+
+    assert found["LH201"] is lora_hub.Severity[severity]
+    assert required["LH201"] is lora_hub.Severity.ERROR
 
 
 def test_an_index_that_is_too_large_is_not_read(hub, tmp_path):

@@ -171,6 +171,23 @@ def test_digests_decide_without_reading(tmp_path):
     assert compare_shards(BaseModel(), OnTheHub(tmp_path / "base", digests)).outcome is Outcome.UNDECIDED
 
 
+def test_weights_count_for_more_than_the_digests_of_files(tmp_path):
+    """A base that was changed in memory is not the files that it came from: where weights are read, they decide."""
+    model = llama()
+    adapter = adapter_of(model, tmp_path / "adapter")
+    checkpoint_of(model, tmp_path / "base")
+    changed(tmp_path / "base", lambda tensors: [tensor.mul_(1.5) for tensor in tensors.values()])
+    digests = {path.name: "a" * 64 for path in (tmp_path / "base").glob("*.safetensors")}
+    shards = tuple(ShardEntry(name=name, sha256=digest) for name, digest in digests.items())
+    base = replace(adapter.manifest.base, shards=shards)
+    recorded = replace(adapter, manifest=replace(adapter.manifest, base=base))
+    checkpoint = read_checkpoint(OnTheHub(tmp_path / "base", digests))
+
+    assert compare_with_files(recorded, checkpoint, max_reads=0).outcome is Outcome.MATCH
+    assert compare_with_files(recorded, checkpoint, max_reads=16).is_other
+    assert compare_with_files(recorded, checkpoint).is_other
+
+
 @pytest.mark.parametrize("requests", [1, 3, 5, 16, 64])
 def test_requests_are_limited(requests, tmp_path):
     """Over the network a few weights are asked for, each by a few bytes; they tell the base from a fine-tuned one."""

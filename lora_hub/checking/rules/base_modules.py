@@ -9,6 +9,7 @@ from lora_hub.checking.check import Hit, finds
 from lora_hub.checking.finding import Severity
 from lora_hub.checking.fit import Place
 from lora_hub.checking.rules.numbers import some
+from lora_hub.checking.rules.peft import RENAMED_TYPES
 from lora_hub.checking.subject import Subject
 from lora_hub.checkpoint.token_layers import is_embedding, is_output
 from lora_hub.documents.fields import printable
@@ -40,6 +41,10 @@ def module_missing(subject: Subject) -> Iterator[Hit]:
 
         the base has no `model.layers.2.self_attn.q_proj.weight`        # it has layers 0 and 1
 
+    If the base is of the adapter's own family and has none of its modules, its files have other names than the model in
+    memory: transformers renames them when it loads. That cannot be decided here: a note, and an error under
+    `--require-base`.
+
     ## How to mend it
 
     Name the base that the adapter was trained on; `lora-hub info` shows it, if it is known.
@@ -49,6 +54,16 @@ def module_missing(subject: Subject) -> Iterator[Hit]:
         return
     # A tied output is not stored; a head that is replaced may be one that the base never had.
     missing = [p for p in fit.missing if p in subject.pairs and not (is_output(p) and is_tied(subject))]
+    if missing and len(missing) == len(subject.pairs) and _is_of_one_family(subject):
+        yield Hit(
+            message=f"the base is of the adapter's own type, and has no weight under the names {some(missing)}: in its "
+            "files they have others than in memory",
+            hint="apply the adapter to the base once it is loaded; a check of files cannot decide this",
+            file=WEIGHTS_NAME,
+            place=missing[0],
+            severity=Severity.ERROR if subject.requires_base else Severity.NOTE,
+        )
+        return
     by_kind: dict[str, list[str]] = {}
     for path in missing:
         by_kind.setdefault(kind_of(path), []).append(path)
@@ -60,6 +75,13 @@ def module_missing(subject: Subject) -> Iterator[Hit]:
             file=WEIGHTS_NAME,
             place=paths[0],
         )
+
+
+def _is_of_one_family(subject: Subject) -> bool:
+    """Whether adapter and base are of one model type, as the manifest or the names say."""
+    made_for = subject.manifest.base.model_type if subject.manifest else None
+    found = subject.base.model_type if subject.base else None
+    return found is not None and (made_for == found or (made_for is None and found in RENAMED_TYPES))
 
 
 def _near(subject: Subject, path: str) -> str:

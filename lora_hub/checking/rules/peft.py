@@ -33,10 +33,9 @@ _NAMED_LORA = re.compile(r"\.lora_[AB]\.[^.]+\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 # Two quantifiers, one inside the other: what takes exponential time on a name that does not match.
 _NESTED = re.compile(r"\([^()]*[*+][^()]*\)[*+{]|[*+]\)?[*+]")
-# What transformers 5 renamed: the old end of a path, and the model types that had it.
-_RENAMED = {
-    r"\.attention\.attention\.(query|key|value)$": ("vit", "deit", "dinov2", "ijepa", "vit_mae", "vit_msn", "yolos"),
-}
+# What transformers 5 renamed: the old end of a path, and the model types whose files have it still.
+RENAMED_TYPES = ("vit", "deit", "dinov2", "ijepa", "vit_mae", "vit_msn", "yolos")
+_RENAMED = {r"\.attention\.attention\.(query|key|value)$": RENAMED_TYPES}
 
 
 @finds("LH301", "needs-newer-peft", severity=Severity.NOTE)
